@@ -1,0 +1,184 @@
+"""The gated activation: what a gateable site becomes while its gates are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autorep_fx.gates.straight_through import mix
+from autorep_fx.polynomials import FitLimits
+from autorep_fx.polynomials.site_fit import fit_site
+from autorep_fx.sites import Site
+
+__all__ = ["GatedActivation"]
+
+# Weight of one training batch in the running moments: the last dozen refreshed batches count.
+_MOMENTUM = 0.2
+# Largest |quadratic| over largest |activation| in calibration. A fit to N(0, 1) passes it at 17 standard deviations.
+_OVERSHOOT = 4.0
+
+
+class GatedActivation(nn.Module):
+    """An activation in which every unit (element, channel or the whole site) is kept or replaced.
+
+    A kept unit computes the activation, a replaced one ``c0 + c1·x + c2·x²`` with coefficients per channel. The
+    state of the gates is a buffer; scores move it through :meth:`update_state` with a hysteresis band.
+
+    Args:
+        site: The site, whose output has shape ``(N, *site.shape)``.
+        function: The activation.
+        granularity: ``element``, ``channel`` or ``site``.
+        degree: Degree of the polynomial, 0 to 2.
+        band: Hysteresis θ: a kept gate flips when its score is below −θ, a replaced one when it is above +θ.
+        c2_scale: The quadratic coefficient is this times its parameter, so that it trains slowly.
+        limits: Bounds of the fits.
+        fit_arguments: Scalar arguments of the activation, such as the bounds of a clip.
+        pinned: Nothing is kept, and no score changes that.
+        like: A tensor whose device and dtype the parameters take.
+    """
+
+    def __init__(
+        self, site: Site, function: Callable[[Tensor], Tensor], *, granularity: str, degree: int, band: float,
+        c2_scale: float, limits: FitLimits, fit_arguments: tuple[float, ...], like: Tensor,
+        pinned: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.site = site
+        self.function = function
+        self.granularity = granularity
+        self.degree = degree
+        self.band = band
+        self.c2_scale = c2_scale
+        self.limits = limits
+        self.fit_arguments = fit_arguments
+        self.pinned = pinned
+        self.linearised = False  # calibration found that a quadratic overshoots here
+        self.samples = 0  # rows of a calibration batch that are samples; the rest are probes
+        self.mode = "run"
+        self.reach = 0.0
+        options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        shape = self._unit_shape()
+        self.score = nn.Parameter(torch.ones(shape, **options))
+        self.raw_coefficients = nn.Parameter(torch.zeros(degree + 1, site.channels, **options))
+        self.kept: Tensor
+        self.register_buffer("kept", torch.full(shape, not pinned, device=like.device))
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(site.channels, dtype=torch.float64, device=like.device))
+        self.register_buffer("std", torch.ones(site.channels, dtype=torch.float64, device=like.device))
+        self.input_range: Tensor
+        self.register_buffer("input_range", torch.full((2,), torch.nan, dtype=torch.float64, device=like.device))
+        self.refit()
+
+    def _unit_shape(self) -> tuple[int, ...]:
+        if self.granularity == "element":
+            return self.site.shape
+        if self.granularity == "channel":
+            return tuple(size if i == self.site.channel_axis else 1 for i, size in enumerate(self.site.shape))
+        return (1,) * len(self.site.shape)
+
+    @property
+    def unit_cost(self) -> int:
+        """Nominal comparisons that one unit costs."""
+        return self.site.comparisons // self.kept.numel()
+
+    @property
+    def kept_comparisons(self) -> int:
+        """Nominal comparisons that the kept units cost for one sample."""
+        return int(self.kept.sum()) * self.unit_cost
+
+    @property
+    def coefficients(self) -> Tensor:
+        """``(degree + 1, C)``, lowest power first."""
+        if self.degree < 2:
+            return self.raw_coefficients
+        return torch.cat([self.raw_coefficients[:2], self.raw_coefficients[2:] * self.c2_scale])
+
+    def set_coefficients(self, values: Tensor) -> None:
+        """Set the coefficients, ``(degree + 1, C)``, lowest power first."""
+        values = values.to(self.raw_coefficients)
+        if self.degree == 2:
+            values = torch.cat([values[:2], values[2:] / self.c2_scale])
+        with torch.no_grad():
+            self.raw_coefficients.copy_(values)
+
+    def polynomial(self, x: Tensor) -> Tensor:
+        """The polynomial of every element of ``x`` ``(N, *shape)``, by Horner's rule."""
+        shape = [1] * len(self.site.shape)
+        shape[self.site.channel_axis] = -1
+        highest, *lower = [c.view(shape) for c in self.coefficients.flip(0)]
+        result: Tensor = highest.expand(x.shape) if not lower else highest
+        for coefficient in lower:
+            result = result * x + coefficient
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activation or polynomial of ``x`` ``(N, *shape)`` by the state of the gates."""
+        if self.mode == "calibrate":
+            return self._calibrate(x)
+        if self.mode == "measure":
+            self.observe(x)
+            self.reach = self._reach(x)
+        elif self.mode == "observe":
+            self.observe(x, momentum=_MOMENTUM)
+        return mix(self.function(x), self.polynomial(x), self.kept, self.score)
+
+    def _calibrate(self, x: Tensor) -> Tensor:
+        """Fit to the first ``samples`` rows of ``x``; linear, where a quadratic overshoots on any row."""
+        self.observe(x[: self.samples])
+        self.refit()
+        result = self.polynomial(x)
+        if self.degree == 2:
+            largest = float(self.function(x).abs().max())
+            self.linearised = not float(result.abs().max()) <= _OVERSHOOT * largest
+            if self.linearised:
+                self.refit()
+                result = self.polynomial(x)
+        return result
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, momentum: float = 1.0) -> None:
+        """Record mean, standard deviation and range of the input per channel.
+
+        Args:
+            x: ``(N, *shape)``.
+            momentum: Weight of this batch against what was recorded before; 1 forgets the past.
+        """
+        channels = x.detach().transpose(0, self.site.channel_axis + 1).flatten(1).double()
+        square = torch.lerp(self.mean.square() + self.std.square(), channels.square().mean(1), momentum)
+        self.mean.lerp_(channels.mean(1), momentum)
+        self.std.copy_((square - self.mean.square()).clamp(min=0).sqrt())
+        self.input_range.copy_(torch.stack([channels.min(), channels.max()]))
+
+    @torch.no_grad()
+    def _reach(self, x: Tensor) -> float:
+        """Largest distance of an input from its channel's mean, in (floored) standard deviations."""
+        channels = x.transpose(0, self.site.channel_axis + 1).flatten(1).double()
+        floored = torch.from_numpy(self.limits.floored(self.std.cpu().numpy())).to(channels)
+        return float(((channels - self.mean[:, None]).abs() / floored[:, None]).max())
+
+    @torch.no_grad()
+    def refit(self) -> None:
+        """Fit the polynomial to the recorded distribution."""
+        coefficients = fit_site(
+            self.site.kind, self.fit_arguments, self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
+            min(self.degree, 1) if self.linearised else self.degree, self.limits,
+        )  # fmt: skip
+        padding = self.degree + 1 - len(coefficients)
+        self.set_coefficients(torch.from_numpy(np.pad(coefficients, ((0, padding), (0, 0)))))
+
+    @torch.no_grad()
+    def update_state(self) -> None:
+        """Flip kept gates whose score is below −band, and replaced ones whose score is above +band."""
+        if self.pinned:
+            return
+        threshold = torch.where(self.kept, -self.band, self.band)
+        self.kept.copy_(torch.where(self.kept, self.score >= threshold, self.score > threshold))
+
+    def extra_repr(self) -> str:
+        """Summary for ``print(module)``."""
+        return f"{self.site.name}, {self.site.kind}, {self.granularity}, degree {self.degree}"
