@@ -1,0 +1,107 @@
+"""Nominal comparisons of operations that no gate removes: pooling, reductions, softmax, explicit comparisons.
+
+One table for both graphs: an operation is known by one *family* name, with its ATen and its ONNX spellings, and
+each family has one rule. Activations are in :data:`autorep_fx.kinds.KINDS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+
+__all__ = ["ATEN_FAMILIES", "ONNX_FAMILIES", "family_comparisons", "per_sample"]
+
+# Family → ATen operator names (any overload) and ONNX operators.
+_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "max_pool": (("max_pool1d", "max_pool2d", "max_pool3d"), ("MaxPool",)),
+    "adaptive_max_pool": (
+        ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
+        ("GlobalMaxPool",),
+    ),
+    "max": (("amax", "amin", "aminmax", "max", "min", "logsumexp"), ("ReduceMax", "ReduceMin", "ReduceLogSumExp")),
+    "argmax": (("argmax", "argmin"), ("ArgMax", "ArgMin")),
+    "topk": (("topk", "sort", "argsort"), ("TopK",)),
+    "softmax": (("softmax", "log_softmax", "_softmax", "_log_softmax"), ("Softmax", "LogSoftmax")),
+    "attention": (("scaled_dot_product_attention",), ("Attention",)),
+    "comparison": (
+        ("gt", "ge", "lt", "le", "maximum", "minimum", "abs", "sign", "clamp", "clamp_min", "clamp_max", "threshold"),
+        ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Abs", "Sign"),
+    ),
+    "other_activation": (
+        ("prelu", "rrelu", "celu", "selu", "log_sigmoid", "glu", "erf"),
+        ("PRelu", "Celu", "Selu", "Erf"),
+    ),
+}  # fmt: skip
+ATEN_FAMILIES = {name: family for family, (names, _) in _FAMILIES.items() for name in names}
+ONNX_FAMILIES = {name: family for family, (_, names) in _FAMILIES.items() for name in names}
+
+
+def family_comparisons(
+    family: str, inputs: Sequence[int], output: Sequence[int], *, window: int = 1, length: int = 1
+) -> int:
+    """Nominal comparisons of one call for one sample.
+
+    Args:
+        family: A key of the table above.
+        inputs: Shape of the input for one sample, with a leading 1 for the batch.
+        output: Shape of the output for one sample, likewise.
+        window: Elements in a pooling window, ``k²`` for a square one of side k.
+        length: Elements of the axis that a softmax, an argmax or a top-k runs over.
+
+    Returns:
+        max-pool: window − 1 per output. Reductions: input − output elements (n − 1 per output of n inputs).
+        argmax and softmax over n (its maximum): n − 1 per row. top-k: k passes, Σ n − i; a sort is a top-n.
+        Others: 1 per element.
+    """
+    elements, given = math.prod(output), math.prod(inputs)
+    if family == "max_pool":
+        return elements * (window - 1)
+    if family in ("max", "adaptive_max_pool"):
+        return max(given - elements, 0)
+    if family in ("argmax", "softmax", "attention"):
+        return given // max(length, 1) * (length - 1)
+    if family == "topk":
+        rows = given // max(length, 1)
+        return rows * sum(length - i for i in range(1, elements // max(rows, 1) + 1))
+    return elements
+
+
+def per_sample(sizes: Sequence[object]) -> tuple[int, ...]:
+    """Sizes for one sample: every symbol is 1, in ints, symbolic ints of torch, and ONNX dimension texts."""
+    return tuple(_evaluate(size) for size in sizes)
+
+
+def _evaluate(size: object) -> int:
+    if isinstance(size, int):
+        return size
+    if isinstance(size, str):
+        return _evaluate_text(size)
+    expression = size.node.expr  # type: ignore[attr-defined]  # torch.SymInt, without importing torch
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+
+
+def _evaluate_text(text: str) -> int:
+    """A dimension such as ``batch`` or ``64*batch``; a text that is no arithmetic counts as 1."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError:
+        return 1
+
+    def value(node: ast.AST) -> int:
+        match node:
+            case ast.Expression(body=body):
+                return value(body)
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return value(left) * value(right)
+            case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
+                return value(left) // value(right)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return value(left) + value(right)
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                return value(left) - value(right)
+        return 1
+
+    return value(tree)

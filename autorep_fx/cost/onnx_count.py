@@ -1,0 +1,158 @@
+"""Nominal comparisons and multiplications of an ONNX graph, from the graph that runs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+
+from autorep_fx.cost.nominal import ONNX_FAMILIES, family_comparisons, per_sample
+from autorep_fx.errors import ModelFileError
+from autorep_fx.kinds import KINDS
+
+__all__ = ["NodeCount", "count_onnx", "load_model"]
+
+_FLOATING = {
+    onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
+}  # fmt: skip
+_RECURRENT = {"LSTM", "GRU", "RNN"}
+_PER_ELEMENT = {op: kind.comparisons for kind in KINDS.values() for op in kind.onnx}
+
+
+@dataclass(frozen=True)
+class NodeCount:
+    """Nominal comparisons of one node for one sample.
+
+    Attributes:
+        name: Node name, which keeps the module path.
+        operator: ONNX operator.
+        comparisons: Nominal comparisons for one sample.
+    """
+
+    name: str
+    operator: str
+    comparisons: int
+
+
+def load_model(path: Path | str) -> onnx.ModelProto:
+    """Load and check an ONNX file.
+
+    Raises:
+        ModelFileError: It is missing, not ONNX, or fails the checker.
+    """
+    path = Path(path)
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"There is no model file {path}.", fix="Pass the path of an exported .onnx file."
+        ) from error
+    except Exception as error:
+        raise ModelFileError(
+            f"{path} is not a valid ONNX model.", received=str(error).splitlines()[0], fix="Export it again."
+        ) from error
+    return model
+
+
+def count_onnx(model: onnx.ModelProto) -> list[NodeCount]:
+    """Comparisons of every node that has any, in graph order.
+
+    Raises:
+        ModelFileError: A shape that a count needs is unknown, or a subgraph hides nodes.
+    """
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    return _Counter(model).counts()
+
+
+class _Counter:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.graph = graph
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            if info.type.tensor_type.HasField("shape"):
+                self.shapes[info.name] = per_sample([_size(d) for d in info.type.tensor_type.shape.dim])
+        self.types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info)}
+        self.constants: dict[str, onnx.TensorProto | None] = {tensor.name: tensor for tensor in graph.initializer}
+        self.shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.softplus_inputs = {node.input[0] for node in graph.node if node.op_type == "Softplus"}
+
+    def counts(self) -> list[NodeCount]:
+        result = []
+        for node in self.graph.node:
+            if node.op_type in _RECURRENT:
+                raise ModelFileError(
+                    f"Node {node.name} ({node.op_type}) compares inside one operation, which cannot be counted.",
+                    fix="Write the recurrence with single steps.",
+                )
+            if any(attribute.HasField("g") for attribute in node.attribute):
+                raise ModelFileError(
+                    f"Node {node.name} ({node.op_type}) holds a subgraph, whose runs cannot be counted.",
+                    fix="Export the model without control flow.",
+                )
+            if node.input and all(name in self.constants for name in node.input if name):
+                self.constants.update(dict.fromkeys(node.output))  # computed from constants: no secret, no cost
+                continue
+            number = self._comparisons(node)
+            if number:
+                result.append(NodeCount(node.name, node.op_type, number))
+        return result
+
+    def _comparisons(self, node: onnx.NodeProto) -> int:
+        operator = node.op_type
+        if operator == "Clip":
+            return math.prod(self._shape(node, node.output[0])) * self._clip_sides(node)
+        if operator in _PER_ELEMENT:
+            return math.prod(self._shape(node, node.output[0])) * _PER_ELEMENT[operator]
+        family = ONNX_FAMILIES.get(operator)
+        if family is None or self._on_integers(node) or self._part_of_softplus(node):
+            return 0
+        inputs, output = self._shape(node, node.input[0]), self._shape(node, node.output[0])
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        window = math.prod(attributes.get("kernel_shape", ()))
+        length = inputs[attributes.get("axis", -1 if family != "argmax" else 0)] if inputs else 1
+        if family == "attention":
+            length = self._shape(node, node.input[1])[-2]
+            rows = inputs[:-1] if len(inputs) == 4 else (*inputs[:-1], attributes["q_num_heads"])
+            inputs = (*rows, length)
+        return family_comparisons(family, inputs, output, window=window, length=length)
+
+    def _part_of_softplus(self, node: onnx.NodeProto) -> bool:
+        """A softplus of torch is linear above a threshold: Softplus, Greater and Where, counted once."""
+        if node.op_type != "Greater" or node.input[0] not in self.softplus_inputs:
+            return False
+        readers = [reader.op_type for reader in self.graph.node if node.output[0] in reader.input]
+        return set(readers) == {"Where"}
+
+    def _clip_sides(self, node: onnx.NodeProto) -> int:
+        """1 where one of the bounds is absent or infinite."""
+        sides = 0
+        for name in node.input[1:3]:
+            bound = self.constants.get(name)
+            infinite = bound is not None and not math.isfinite(float(numpy_helper.to_array(bound)))
+            sides += 1 if name and not infinite else 0
+        return sides
+
+    def _on_integers(self, node: onnx.NodeProto) -> bool:
+        """Work on shapes and indices is public: it is no secure comparison."""
+        return self.types.get(node.input[0], onnx.TensorProto.FLOAT) not in _FLOATING
+
+    def _shape(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise ModelFileError(
+                f"The shape of {name!r} at node {node.name} ({node.op_type}) is unknown, so its comparisons "
+                "cannot be counted.",
+                fix="Run onnx.shape_inference, or export with static shapes but for the batch.",
+            )
+        return self.shapes[name]
+
+
+def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
+    return int(dimension.dim_value) if dimension.HasField("dim_value") else dimension.dim_param or "batch"
