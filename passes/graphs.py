@@ -1,0 +1,84 @@
+"""Small helpers on fx graphs that several passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from autorep_fx.sites import Site
+
+__all__ = [
+    "add_buffer", "aten_name", "calls", "finish", "is_call", "node_shape", "samples_shape", "site_nodes", "sites_of",
+]  # fmt: skip
+
+#: The one key under which a node carries its :class:`Site`.
+SITE_KEY = "site"
+
+
+def aten_name(node: fx.Node) -> str:
+    """``aten.relu.default`` for a call of that overload; an empty string for any other node."""
+    target = node.target
+    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+        return ""
+    return str(target)
+
+
+def is_call(node: fx.Node, *targets: Callable[..., Any]) -> bool:
+    """Whether ``node`` calls one of ``targets``."""
+    return node.op == "call_function" and node.target in targets
+
+
+def calls(module: fx.GraphModule, *targets: Callable[..., Any]) -> list[fx.Node]:
+    """All calls of ``targets`` in execution order."""
+    return [node for node in module.graph.nodes if is_call(node, *targets)]
+
+
+def node_shape(node: fx.Node) -> tuple[Any, ...] | None:
+    """The (partly symbolic) shape recorded for a node's tensor; None for anything else."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def samples_shape(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of one sample where axis 0 is the dynamic batch and all others are static; else None."""
+    shape = node_shape(node)
+    if not shape or not all(isinstance(size, int) for size in shape[1:]):
+        return None
+    if not isinstance(shape[0], int) and not shape[0].node.expr.is_symbol:
+        return None
+    return shape[1:]
+
+
+def site_nodes(module: fx.GraphModule) -> Iterator[tuple[fx.Node, Site]]:
+    """Nodes that carry a site, in execution order."""
+    for node in module.graph.nodes:
+        if SITE_KEY in node.meta:
+            yield node, node.meta[SITE_KEY]
+
+
+def sites_of(module: fx.GraphModule) -> tuple[Site, ...]:
+    """All sites in execution order."""
+    return tuple(site for _, site in site_nodes(module))
+
+
+def add_buffer(module: torch.nn.Module, path: str, value: torch.Tensor) -> str:
+    """Register ``value`` as a buffer at a dotted ``path``, making plain modules on the way; returns the path."""
+    *parents, leaf = path.split(".")
+    owner = module
+    for part in parents:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = owner.get_submodule(part)
+    owner.register_buffer(leaf, value)
+    return path
+
+
+def finish(module: fx.GraphModule, dead: Sequence[fx.Node] = ()) -> None:
+    """Erase ``dead`` nodes, lint and recompile: the end of every edit."""
+    for node in reversed(dead):
+        module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()

@@ -1,0 +1,151 @@
+"""Insert gates: each gateable site becomes one :class:`GatedActivation`, with everything kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from autorep_fx.config import SiteConfig, TransformConfig
+from autorep_fx.errors import NoSitesError
+from autorep_fx.gates import GatedActivation
+from autorep_fx.passes.graphs import SITE_KEY, finish, site_nodes, sites_of
+from autorep_fx.passes.infra import Pass, PassResult
+from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.polynomials import FitLimits
+
+__all__ = ["InsertGatesPass", "gates_of"]
+
+aten = torch.ops.aten
+_HOLDER = "autorep_gates"
+
+
+class InsertGatesPass(Pass):
+    """Replaces each gateable site with a call of its own :class:`GatedActivation`.
+
+    1. A site whose settings say ``ignore`` is declined and becomes fixed.
+    2. A site whose settings say ``replace`` is gated with nothing kept, for good.
+    3. Directly after a batch norm the polynomial starts from that norm's scale and shift, elsewhere from N(0, 1):
+       a start for users who do not calibrate.
+
+    Args:
+        config: Granularity, degree, band and per-site settings.
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        self.config = config
+
+    def call(self, module: fx.GraphModule) -> PassResult:
+        """Insert the gates.
+
+        Raises:
+            ConfigError: Settings name sites that do not exist.
+            NoSitesError: Nothing is left to gate.
+        """
+        settings = settings_by_site(self.config, sites_of(module))
+        modified = False
+        for node, site in list(site_nodes(module)):
+            if site.gateable and settings[site.name].mode == "ignore":
+                node.meta[SITE_KEY] = site.declined("ignored by the settings")
+                modified = True
+            elif site.gateable:
+                self._insert(module, node, settings[site.name])
+                modified = True
+        if not gates_of(module):
+            reasons = "\n".join(f"  {s.name} ({s.kind}): {s.reason}" for s in sites_of(module))
+            raise NoSitesError(
+                "The model has no activation that gates could replace" + (f":\n{reasons}" if reasons else "."),
+                fix="Check that the model's activations are among those that `inspect` lists as gateable.",
+            )
+        finish(module)
+        return PassResult(module, modified)
+
+    def _insert(self, module: fx.GraphModule, node: fx.Node, settings: SiteConfig) -> None:
+        site = node.meta[SITE_KEY]
+        polynomials = self.config.polynomials
+        assert settings.granularity is not None
+        assert settings.degree is not None
+        gate = GatedActivation(
+            site, _function(node), granularity=settings.granularity, degree=settings.degree,
+            band=self.config.gates.band, c2_scale=polynomials.c2_scale,
+            limits=FitLimits(polynomials.sigma_floor, polynomials.c2_bound),
+            fit_arguments=tuple(a for a in node.args[1:] if isinstance(a, (int, float))),
+            pinned=settings.mode == "replace", like=_like(module, node),
+        )  # fmt: skip
+        _start_from_norm(module, node, gate)
+        with module.graph.inserting_before(node):
+            call = module.graph.call_module(_register(module, site.name, gate), (node.args[0],))
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        module.graph.erase_node(node)
+
+    def ensures(self, result: PassResult) -> None:
+        """No gateable site is left without a gate."""
+        for node, site in site_nodes(result.module):
+            if site.gateable and node.op != "call_module":
+                raise ValueError(f"site {site.name} has no gate")
+
+
+def gates_of(module: fx.GraphModule) -> dict[str, GatedActivation]:
+    """Gates by site name, in execution order."""
+    result = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            gate = module.get_submodule(str(node.target))
+            if isinstance(gate, GatedActivation):
+                result[gate.site.name] = gate
+    return result
+
+
+def _function(node: fx.Node) -> Callable[[Tensor], Tensor]:
+    assert callable(node.target)
+    function: Any = partial(_call, node.target, tuple(node.args[1:]), dict(node.kwargs))
+    return function  # type: ignore[no-any-return]
+
+
+def _call(target: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    return target(x, *args, **kwargs)
+
+
+def _like(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """A tensor with the dtype of the site and the device of the model."""
+    value = node.meta["val"]
+    device = next((p.device for p in module.parameters()), value.device)
+    return torch.empty(0, dtype=value.dtype, device=device)
+
+
+def _register(module: fx.GraphModule, site: str, gate: GatedActivation) -> str:
+    base = name = re.sub(r"\W", "_", site)
+    if not hasattr(module, _HOLDER):
+        module.add_module(_HOLDER, nn.Module())
+    count = 2
+    while hasattr(module.get_submodule(_HOLDER), name):
+        name, count = f"{base}_{count}", count + 1
+    path = f"{_HOLDER}.{name}"
+    module.add_submodule(path, gate)
+    return path
+
+
+def _start_from_norm(module: fx.GraphModule, node: fx.Node, gate: GatedActivation) -> None:
+    source = node.args[0]
+    if not isinstance(source, fx.Node) or source.target is not aten.batch_norm.default:
+        return
+    scale, shift = source.args[1], source.args[2]
+    if not all(isinstance(a, fx.Node) and a.op == "get_attr" for a in (scale, shift)) or gate.site.channel_axis != 0:
+        return  # a norm without parameters of its own, or with computed ones
+    assert isinstance(scale, fx.Node)
+    assert isinstance(shift, fx.Node)
+    gate.mean.copy_(_parameter(module, shift))
+    gate.std.copy_(_parameter(module, scale).abs())
+    gate.refit()
+
+
+def _parameter(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    path, _, name = str(node.target).rpartition(".")
+    value = getattr(module.get_submodule(path), name)
+    assert isinstance(value, Tensor)
+    return value.detach()

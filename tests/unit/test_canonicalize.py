@@ -1,0 +1,286 @@
+"""Canonicalisation: every spelling of an activation is found, named and counted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autorep_fx.passes.canonicalize import CanonicalizePass
+from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.graphs import aten_name, site_nodes, sites_of
+from autorep_fx.passes.stages import check_canonical
+from autorep_fx.sites import Site
+
+
+class Call(nn.Module):
+    """Calls a function; parts are registered under their names."""
+
+    def __init__(self, function: Callable[[Tensor], Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def canonical(model: nn.Module, x: Tensor | None = None) -> CapturedModule:
+    module = capture_graph(model, torch.randn(2, 4, 6, 6) if x is None else x)
+    CanonicalizePass()(module)
+    check_canonical(module)
+    return module
+
+
+def operations(module: CapturedModule) -> list[str]:
+    return [name for node in module.graph.nodes if (name := aten_name(node))]
+
+
+class Thrice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 3, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(x))  # first
+        x = self.relu(x - 1)  # second
+        return self.relu(x - 2)  # third
+
+
+def test_one_module_called_three_times_is_three_sites() -> None:
+    """Named relu, relu#2 and relu#3, each with its shape, its comparisons and the line of its call."""
+    sites = sites_of(canonical(Thrice()))
+    assert [site.name for site in sites] == ["relu", "relu#2", "relu#3"]
+    assert {(site.kind, site.shape, site.comparisons, site.gateable) for site in sites} == {
+        ("relu", (3, 6, 6), 108, True)
+    }
+    lines, start = inspect.getsourcelines(Thrice)
+    for site, mark in zip(sites, ("# first", "# second", "# third"), strict=True):
+        [offset] = [i for i, line in enumerate(lines) if mark in line]
+        assert site.source is not None
+        assert site.source.endswith(f"test_canonicalize.py:{start + offset}")
+
+
+def test_sites_are_named_after_the_module_that_calls() -> None:
+    """A call in a submodule has its path; an activation module has its own path, others the kind behind it."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.ReLU6()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.act(x) - 1)
+
+    model = nn.Sequential(Block(), nn.Sequential(Block(), nn.SiLU()))
+    names = [site.name for site in sites_of(canonical(model))]
+    assert names == ["0.act", "0.relu", "1.0.act", "1.0.relu", "1.1"]
+
+
+SPELLINGS: dict[str, tuple[Callable[[Tensor], Tensor], str, str, tuple[float, ...], int]] = {
+    "F.relu": (F.relu, "relu", "aten.relu.default", (), 1),
+    "torch.relu": (torch.relu, "relu", "aten.relu.default", (), 1),
+    "x.relu_()": (lambda x: (x * 2).relu_(), "relu", "aten.relu.default", (), 1),
+    "F.relu(inplace)": (lambda x: F.relu(x * 2, inplace=True), "relu", "aten.relu.default", (), 1),
+    "clamp(min=0)": (lambda x: x.clamp(min=0), "relu", "aten.relu.default", (), 1),
+    "clamp(0.0)": (lambda x: x.clamp(0.0), "relu", "aten.relu.default", (), 1),
+    "clamp_(min=0)": (lambda x: (x * 2).clamp_(min=0), "relu", "aten.relu.default", (), 1),
+    "clamp_min": (lambda x: torch.clamp_min(x, 0), "relu", "aten.relu.default", (), 1),
+    "clamp_min(min=)": (lambda x: torch.clamp_min(x, min=0), "relu", "aten.relu.default", (), 1),
+    "threshold": (lambda x: F.threshold(x, 0, 0), "relu", "aten.relu.default", (), 1),
+    "relu6": (F.relu6, "clip", "aten.hardtanh.default", (0.0, 6.0), 2),
+    "hardtanh": (F.hardtanh, "clip", "aten.hardtanh.default", (-1.0, 1.0), 2),
+    "hardtanh(a, b)": (lambda x: F.hardtanh(x, -2, 0.5), "clip", "aten.hardtanh.default", (-2, 0.5), 2),
+    "hardtanh(max=)": (lambda x: F.hardtanh(x, max_val=3.0), "clip", "aten.hardtanh.default", (-1.0, 3.0), 2),
+    "clamp(a, b)": (lambda x: x.clamp(-1, 2), "clip", "aten.hardtanh.default", (-1.0, 2.0), 2),
+    "clip(max, min)": (lambda x: torch.clip(x, max=2.5, min=0), "clip", "aten.hardtanh.default", (0.0, 2.5), 2),
+    "clip(min=0)": (lambda x: x.clip(min=0), "relu", "aten.relu.default", (), 1),
+    "expit": (torch.special.expit, "sigmoid", "aten.sigmoid.default", (), 1),
+    "leaky_relu": (lambda x: F.leaky_relu(x, 0.2), "leaky_relu", "aten.leaky_relu.default", (0.2,), 1),
+    "elu": (F.elu, "elu", "aten.elu.default", (), 1),
+    "silu": (F.silu, "silu", "aten.silu.default", (), 1),
+    "gelu": (F.gelu, "gelu", "aten.gelu.default", (), 1),
+    "mish": (F.mish, "mish", "aten.mish.default", (), 1),
+    "hardswish": (F.hardswish, "hardswish", "aten.hardswish.default", (), 2),
+    "hardsigmoid": (F.hardsigmoid, "hardsigmoid", "aten.hardsigmoid.default", (), 2),
+    "sigmoid": (torch.sigmoid, "sigmoid", "aten.sigmoid.default", (), 1),
+    "tanh": (torch.tanh, "tanh", "aten.tanh.default", (), 1),
+    "softplus": (F.softplus, "softplus", "aten.softplus.default", (), 1),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_is_its_kind(name: str) -> None:
+    """The canonical operation with its arguments, one gateable site with exact comparisons, equal values."""
+    function, kind, target, arguments, comparisons = SPELLINGS[name]
+    module = canonical(Call(function))
+    [(node, site)] = site_nodes(module)
+    assert aten_name(node) == target
+    assert tuple(node.args[1 : 1 + len(arguments)]) == pytest.approx(arguments)
+    assert site == Site(kind, kind, (4, 6, 6), comparisons, 0, site.source)
+    assert site.comparisons == 144 * comparisons
+    x = torch.randn(3, 4, 6, 6) * 4
+    assert torch.equal(module(x), function(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(nn.ReLU(), "act"), (nn.ReLU6(), "act"), (nn.Hardtanh(-2, 2), "act"), (nn.SiLU(), "act")]
+)
+def test_activation_modules_name_their_site(module: nn.Module, name: str) -> None:
+    """The site of a module is the path of the module."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x)
+
+    [site] = sites_of(canonical(Holder()))
+    assert site.name == name
+
+
+FIXED: dict[str, tuple[Callable[[Tensor], Any], str, int]] = {
+    # Of an input (4, 6, 6): 144 elements.
+    "max_pool2d 2": (lambda x: F.max_pool2d(x, 2), "max_pool2d", 4 * 9 * 3),
+    "max_pool2d 3 stride 2 padding 1": (lambda x: F.max_pool2d(x, 3, 2, 1), "max_pool2d", 4 * 9 * 8),
+    "max_pool2d (2, 3)": (lambda x: F.max_pool2d(x, (2, 3)), "max_pool2d", 4 * 3 * 2 * 5),
+    "max_pool1d": (lambda x: F.max_pool1d(x.flatten(2), 3), "max_pool1d", 4 * 12 * 2),
+    "with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], "max_pool2d", 4 * 9 * 3),
+    "clip(max=1)": (lambda x: torch.clip(x, max=1), "clamp", 144),
+    "absolute": (torch.absolute, "abs", 144),
+    "greater": (lambda x: torch.greater(x, 0.5) * x, "gt", 144),
+    "less_equal": (lambda x: torch.less_equal(x, 0.5) * x, "le", 144),
+    "special softmax": (lambda x: torch.special.softmax(x, 1), "softmax", 36 * 3),
+    "aminmax": (lambda x: tuple(torch.aminmax(x, dim=1)), "aminmax", 2 * 36 * 3),
+    "adaptive": (lambda x: F.adaptive_max_pool2d(x, 1), "adaptive_max_pool2d", 4 * 35),
+    "amax": (lambda x: x.amax((2, 3)), "amax", 4 * 35),
+    "amin": (lambda x: x.amin(1), "amin", 36 * 3),
+    "max values": (lambda x: x.max(1).values, "max", 36 * 3),
+    "max both": (lambda x: tuple(x.max(1)), "max", 2 * 36 * 3),
+    "argmax": (lambda x: x.argmax(1), "argmax", 36 * 3),
+    "softmax": (lambda x: x.softmax(1), "softmax", 36 * 3),
+    "softmax last": (lambda x: x.softmax(-1), "softmax", 24 * 5),
+    "log_softmax": (lambda x: F.log_softmax(x, 1), "log_softmax", 36 * 3),
+    "logsumexp": (lambda x: x.logsumexp(1), "logsumexp", 36 * 3),
+    "topk": (lambda x: x.topk(2, -1).values, "topk", 24 * (5 + 4)),
+    "sort": (lambda x: x.sort(1).values, "sort", 36 * (3 + 2 + 1)),
+    "maximum": (lambda x: torch.maximum(x, x * 2), "maximum", 144),
+    "max of two": (lambda x: torch.max(x, x * 2), "max", 144),
+    "min of two": (lambda x: torch.min(x, x * 2), "min", 144),
+    "abs": (torch.abs, "abs", 144),
+    "comparison": (lambda x: (x > 0.5) * x, "gt", 144),
+    "clamp(min=1)": (lambda x: x.clamp(min=1.0), "clamp", 144),
+    "clamp(max=0)": (lambda x: x.clamp(max=0), "clamp", 144),
+    "clamp_min(1)": (lambda x: torch.clamp_min(x, 1.0), "clamp_min", 144),
+    "clamp by tensors": (lambda x: torch.clamp(x, x * 0.5, x * 2), "clamp", 2 * 144),
+    "threshold(1, 2)": (lambda x: F.threshold(x, 1, 2), "threshold", 144),
+    "attention": (
+        lambda x: F.scaled_dot_product_attention(x, x[:, :, :3], x[:, :, :3]),
+        "scaled_dot_product_attention",
+        24 * 2,
+    ),
+    "prelu": (lambda x: F.prelu(x, torch.tensor([0.25])), "prelu", 144),
+    "selu": (F.selu, "selu", 144),
+    "logsigmoid": (F.logsigmoid, "log_sigmoid", 144),
+    "glu": (lambda x: F.glu(x, 1), "glu", 72),
+    "hardshrink": (F.hardshrink, "hardshrink", 2 * 144),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_else_compares_is_fixed(name: str) -> None:
+    """One site with the nominal count of its operation, and the reason why no gate replaces it."""
+    function, operation, comparisons = FIXED[name]
+    [site] = sites_of(canonical(Call(function)))
+    assert (site.name, site.kind, site.comparisons) == (operation, operation, comparisons)
+    assert not site.gateable
+    assert operation in str(site.reason)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.arange(4).clamp(1, 2).view(1, 4, 1, 1),
+        lambda x: x * torch.arange(4).clamp(min=0).view(1, 4, 1, 1),
+        lambda x: x * torch.relu(torch.arange(-2, 2)).view(1, 4, 1, 1),
+        lambda x: x * torch.arange(4).abs().view(1, 4, 1, 1),
+        lambda x: F.avg_pool2d(x, 2),
+        lambda x: F.layer_norm(x, (6,)).exp() + x.cos(),
+    ],
+)
+def test_integers_and_smooth_arithmetic_are_no_sites(function: Callable[[Tensor], Tensor]) -> None:
+    """Public index arithmetic, average pooling and normalisation compare nothing secret."""
+    module = canonical(Call(function))
+    assert sites_of(module) == ()
+    x = torch.randn(3, 4, 6, 6)
+    assert torch.equal(module(x), function(x))
+
+
+def test_the_second_run_changes_nothing() -> None:
+    """Canonical graphs stay as they are, sites included, and the pass says so."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu, self.conv = nn.ReLU(), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.relu(self.conv(x)).clamp(-1, 1) + F.relu6(x)
+            return F.max_pool2d(self.relu(x).clamp(min=0), 2).flatten(1).softmax(1)
+
+    module = capture_graph(Mixed(), torch.randn(2, 4, 6, 6))
+    assert CanonicalizePass()(module).modified is True
+    before, sites = operations(module), sites_of(module)
+    assert len(sites) == 6  # the clamp behind the ReLU is merged into it
+    assert CanonicalizePass()(module).modified is False
+    assert operations(module) == before
+    assert sites_of(module) == sites
+
+
+def test_a_graph_without_comparisons_is_not_modified() -> None:
+    """Nothing to name, nothing changed."""
+    module = capture_graph(nn.Conv2d(4, 4, 1), torch.randn(2, 4, 6, 6))
+    assert CanonicalizePass()(module).modified is False
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "expected", "axis"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU()), (4, 6, 6), (8, 6, 6), 0),
+        (nn.Sequential(nn.Linear(5, 7), nn.ReLU()), (5,), (7,), 0),
+        (nn.Sequential(nn.Linear(5, 7), nn.GELU()), (3, 5), (3, 7), 1),
+        (nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU()), (3, 5), (6, 5), 0),
+    ],
+    ids=["conv", "linear", "tokens", "conv1d"],
+)
+def test_the_channels_are_those_of_the_layer_before(
+    model: nn.Module, shape: tuple[int, ...], expected: tuple[int, ...], axis: int
+) -> None:
+    """Behind a linear layer the last axis has the channels, behind a convolution the first."""
+    [site] = sites_of(canonical(model, torch.randn(2, *shape)))
+    assert (site.shape, site.channel_axis) == (expected, axis)
+    assert site.channels == expected[axis]
+
+
+def test_a_site_whose_axis_0_is_not_the_batch_is_declined_with_its_shape() -> None:
+    """Gates are per sample: patches folded into the batch cannot be told apart, but are counted."""
+    [site] = sites_of(canonical(Call(lambda x: F.relu(x.reshape(-1, 6)))))
+    assert not site.gateable
+    assert "batch axis" in str(site.reason)
+    assert site.comparisons == 144
+
+
+def test_one_element_per_sample_is_declined() -> None:
+    """A site of shape (N,) has no channels to decide on, but is counted."""
+    [site] = sites_of(canonical(Call(lambda x: F.relu(x.mean((1, 2, 3))))))
+    assert not site.gateable
+    assert site.comparisons == 1
