@@ -1,0 +1,1 @@
+"""Training of gates, polynomials and weights."""

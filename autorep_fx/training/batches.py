@@ -1,0 +1,114 @@
+"""Batches in one form: what goes into the model, and the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from autorep_fx.errors import DataError
+from autorep_fx.passes.inputs import ExampleInputs, batch_size
+
+__all__ = ["TARGET_KEYS", "check_iterable", "collect_samples", "count_batches", "set_epoch", "split_batch"]
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+def split_batch(batch: Any) -> tuple[ExampleInputs, Any]:
+    """Inputs and targets of a batch.
+
+    Args:
+        batch: ``(inputs, targets)``, where inputs is a tensor, a tuple or a mapping; or one mapping whose targets are
+            under ``labels``, ``label``, ``targets``, ``target`` or ``y``.
+
+    Raises:
+        DataError: It is neither, holds no sample, or is not finite.
+    """
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGET_KEYS if key in batch), None)
+        if key is None:
+            raise DataError(
+                "A mapping batch carries its targets under one of " + ", ".join(TARGET_KEYS) + ".",
+                received=f"keys {', '.join(map(str, batch))}",
+                fix="Rename the key, or yield (inputs, targets).",
+            )
+        return ExampleInputs.of({k: v for k, v in batch.items() if k != key}), batch[key]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return ExampleInputs.of(batch[0]), batch[1]
+    raise DataError(
+        "A batch is (inputs, targets) or a mapping.",
+        received=f"{type(batch).__name__}" + (f" of {len(batch)} items" if isinstance(batch, (tuple, list)) else ""),
+        fix="Yield pairs, such as those of torch.utils.data.DataLoader over (image, label).",
+    )
+
+
+def check_iterable(data: Any, name: str) -> None:
+    """Check that ``data`` can be gone through more than once and holds a batch.
+
+    Raises:
+        DataError: It is an iterator, is empty, or is no iterable at all.
+    """
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"{name} is an iterable of batches.",
+            received=type(data).__name__,
+            fix="Pass a DataLoader or a list of (inputs, targets).",
+        )
+    if iter(data) is data:
+        raise DataError(
+            f"{name} can be gone through only once, and training goes through it once per epoch.",
+            received=f"an iterator ({type(data).__name__})",
+            fix="Pass a DataLoader, or a list made of it.",
+        )
+
+
+@runtime_checkable
+class _Epochs(Protocol):
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+def set_epoch(data: Any, epoch: int) -> None:
+    """Choose the epoch of data whose order depends on it, as that of this project's ``Batches``."""
+    if isinstance(data, _Epochs):
+        data.set_epoch(epoch)
+
+
+def count_batches(data: Any, name: str) -> int:
+    """Batches of one epoch, counted by going through it where it has no length.
+
+    Raises:
+        DataError: There is none.
+    """
+    try:
+        number = len(data)
+    except TypeError:  # no length, or that of a loader over an iterable data set
+        number = sum(1 for _ in data)
+    if not number:
+        raise DataError(f"{name} holds no batch.", fix="Pass data with at least one batch.")
+    return int(number)
+
+
+def collect_samples(data: Iterable[Any], count: int) -> ExampleInputs:
+    """The inputs of the first ``count`` samples, in one batch."""
+    parts: list[ExampleInputs] = []
+    for batch in data:
+        parts.append(split_batch(batch)[0])
+        if sum(part.size for part in parts) >= count:
+            break
+    if not parts:
+        raise DataError("The data hold no batch.", fix="Pass data with at least one batch.")
+    return _concatenate(parts).resized(min(count, sum(part.size for part in parts)))
+
+
+def _concatenate(parts: list[ExampleInputs]) -> ExampleInputs:
+    flat = [pytree.tree_flatten((part.args, dict(part.kwargs))) for part in parts]
+    size = batch_size(flat[0][0])
+    leaves = []
+    for column in zip(*(leaves for leaves, _ in flat), strict=True):
+        batched = isinstance(column[0], Tensor) and column[0].dim() > 0 and column[0].shape[0] == size
+        leaves.append(torch.cat(column) if batched else column[0])
+    args, kwargs = pytree.tree_unflatten(leaves, flat[0][1])
+    return ExampleInputs(args, kwargs)

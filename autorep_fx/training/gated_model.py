@@ -1,0 +1,276 @@
+"""The gated model: what ``prepare`` returns, for the built-in trainer and for users with their own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autorep_fx.config import TransformConfig
+from autorep_fx.cost.resolve import Allowance
+from autorep_fx.errors import ConfigError
+from autorep_fx.gates import GatedActivation
+from autorep_fx.gates.straight_through import binary_state
+from autorep_fx.passes.calibrate import CalibratePass
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.graphs import sites_of
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.insert_gates import gates_of
+from autorep_fx.passes.project_budget import ProjectBudgetPass
+from autorep_fx.passes.sensitivity import output_errors
+from autorep_fx.sites import Site
+from autorep_fx.training.batches import collect_samples, set_epoch
+from autorep_fx.training.schedule import kept_target
+
+__all__ = ["GatedModel"]
+
+# Samples on which output errors are estimated: a backward pass per draw holds all activations.
+_SENSITIVITY_SAMPLES = 64
+_PREPARED, _CALIBRATED, _PROJECTED = 0, 1, 2
+
+
+class GatedModel(nn.Module):
+    """A model whose activations are gated, to be trained, projected and lowered.
+
+    ``train()``, ``eval()``, ``to()``, ``copy.deepcopy`` and ``state_dict()`` behave as for any module; the state
+    dict holds scores, gate states, moments and the phase.
+
+    Args:
+        network: The captured graph with gates inserted.
+        allowance: The resolved budget.
+        config: Settings.
+        example: The example inputs that the model was captured with.
+        fingerprint: Digest of the canonical graph.
+
+    Attributes:
+        allowance: The resolved budget.
+        sample: The inputs that the model was calibrated on; the example inputs before.
+        notes: What was done of the compiler's own accord, for the result.
+        calibrated_on: What the polynomials were fitted on.
+        fallbacks: Site name → what calibration had to do there, and why.
+    """
+
+    def __init__(
+        self, network: CapturedModule, allowance: Allowance, config: TransformConfig, example: ExampleInputs, *,
+        fingerprint: str,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.network = network
+        self.allowance = allowance
+        self.config = config
+        self.example = example
+        self.sample = example
+        self.fingerprint = fingerprint
+        self.notes: list[str] = []
+        self.calibrated_on = "the batch norms before the sites, N(0, 1) elsewhere"
+        self.fallbacks: dict[str, str] = {}
+        self.phase: Tensor
+        self.register_buffer("phase", torch.tensor(_PREPARED, dtype=torch.uint8))
+        self.steps: Tensor
+        self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
+        self._progress = 0.0
+        # Until calibration knows better every unit has the score that AutoReP starts from.
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for gate in self.gates.values():
+                gate.score.copy_(torch.rand(gate.score.shape, generator=generator))
+        self.train(network.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network.
+
+        Raises:
+            DataError: The inputs have another shape than the model was captured with.
+        """
+        self.example.check_same_shapes(ExampleInputs(args, kwargs))
+        return self.network(*args, **kwargs)
+
+    def get_extra_state(self) -> Tensor:
+        """Progress, and whether the next batch is observed: part of the state dict."""
+        observing = any(gate.mode == "observe" for gate in self.gates.values())
+        return torch.tensor([self._progress, float(observing)], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore them."""
+        self._progress = float(state[0])
+        for gate in self.gates.values():
+            gate.mode = "observe" if bool(state[1]) else "run"
+
+    @property
+    def gates(self) -> dict[str, GatedActivation]:
+        """Gates by site name, in execution order."""
+        return gates_of(self.network)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, gateable and fixed, in execution order."""
+        return sites_of(self.network)
+
+    @property
+    def kept(self) -> int:
+        """Gateable comparisons that the gates keep now, for one sample."""
+        return sum(gate.kept_comparisons for gate in self.gates.values())
+
+    @property
+    def unspent(self) -> int:
+        """Allowed comparisons that are not spent; after projection smaller than the cheapest unit left."""
+        return self.allowance.allowed - self.kept
+
+    @property
+    def is_projected(self) -> bool:
+        """Whether the gates are frozen within the budget."""
+        return int(self.phase) == _PROJECTED
+
+    def calibrate(self, batches: Iterable[Any] | ExampleInputs, *, seed: int = 0) -> None:
+        """Fit the polynomials in order with the prefix replaced, and start the scores.
+
+        Args:
+            batches: Training batches, of which the first ``calibration.samples`` samples are used, or inputs.
+            seed: Of the random signs or of the random scores.
+
+        Raises:
+            NonFiniteError: No polynomials give finite outputs.
+        """
+        given = isinstance(batches, ExampleInputs)
+        inputs = self.take_sample(batches)
+        was_training = self.training
+        self.eval()
+        calibrate = CalibratePass(inputs)
+        calibrate(self.network)
+        self.fallbacks = calibrate.fallbacks
+        self._start_scores(inputs, seed)
+        self.calibrated_on = f"{inputs.size} {'example inputs' if given else 'training samples'}"
+        self.phase.fill_(_CALIBRATED)
+        self.train(was_training)
+
+    def take_sample(self, batches: Iterable[Any] | ExampleInputs) -> ExampleInputs:
+        """Set and return the inputs to calibrate and measure ranges on: the first samples of epoch 0."""
+        if not isinstance(batches, ExampleInputs):
+            set_epoch(batches, 0)
+            batches = collect_samples(batches, self.config.calibration.samples)
+        self.sample = batches.to(device=self.phase.device)
+        return self.sample
+
+    @torch.no_grad()
+    def _start_scores(self, inputs: ExampleInputs, seed: int) -> None:
+        """Scores in (0, 1): the rank of the estimated output error per comparison, or random as in AutoReP."""
+        generator = torch.Generator().manual_seed(seed)
+        gates = {name: gate for name, gate in self.gates.items() if not gate.pinned}
+        if self.config.gates.init == "random":
+            for gate in gates.values():
+                gate.score.copy_(torch.rand(gate.score.shape, generator=generator))
+            return
+        errors = output_errors(
+            self.network, inputs.resized(min(inputs.size, _SENSITIVITY_SAMPLES)), generator=generator
+        )
+        density = [(errors[name] / gate.unit_cost).flatten().cpu() for name, gate in gates.items()]
+        flat = torch.cat(density) if density else torch.zeros(0)
+        ranks = torch.empty(len(flat), dtype=torch.float64)
+        ranks[torch.argsort(flat, stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64)
+        for gate, part in zip(gates.values(), (ranks / (len(flat) + 1)).split([len(d) for d in density]), strict=True):
+            gate.score.copy_(part.view(gate.score.shape))
+
+    def parameter_groups(self, *, lr: float, gate_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Groups for an optimiser: weights, polynomials (never decayed), scores (never decayed)."""
+        gates = list(self.gates.values())
+        scores = [gate.score for gate in gates if not gate.pinned]
+        coefficients = [gate.raw_coefficients for gate in gates]
+        special = {id(p) for gate in gates for p in (gate.score, gate.raw_coefficients)}
+        weights = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
+        return [
+            {"name": "weights", "params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"name": "polynomials", "params": coefficients, "lr": lr, "weight_decay": 0.0},
+            {"name": "scores", "params": scores, "lr": gate_lr, "weight_decay": 0.0},
+        ]
+
+    def budget_penalty(self) -> Tensor:
+        """``max(0, density − target density)``, both as shares of the gateable comparisons; differentiable.
+
+        The target follows the schedule at the progress of the last :meth:`step`. The gradient reaches the scores
+        through the straight-through estimator.
+        """
+        gateable = max(self.allowance.gateable, 1)
+        target = self._target() / gateable
+        density = torch.zeros((), device=self.phase.device)
+        for gate in self.gates.values():
+            density = density + binary_state(gate.score, gate.kept).sum() * (gate.unit_cost / gateable)
+        return torch.relu(density - target)
+
+    def _target(self) -> int:
+        start = sum(g.unit_cost * g.kept.numel() for g in self.gates.values() if not g.pinned)
+        allowed = min(self.allowance.allowed, start)
+        return kept_target(self._progress, start, allowed, self.config.training.reach)
+
+    @torch.no_grad()
+    def step(self, progress: float) -> None:
+        """Update the gates; to be called after ``optimizer.step()``.
+
+        Flips gates by their hysteresis band. Where more is kept than the schedule allows at ``progress``, all
+        scores are lowered by the one amount that closes the gap, so that the budget is reached whatever the
+        number of steps, and the order of the scores alone decides who goes.
+
+        Args:
+            progress: Share of the gate training that is done, 0 to 1.
+
+        Raises:
+            ConfigError: ``progress`` is outside [0, 1].
+        """
+        if not 0 <= progress <= 1:
+            raise ConfigError(
+                "Progress goes from 0 to 1.", received=repr(progress), fix="Pass steps done / steps in total."
+            )
+        if self.is_projected:
+            return
+        self._progress = progress
+        self.steps += 1
+        self._refresh(progress)
+        gates = [gate for gate in self.gates.values() if not gate.pinned]
+        for gate in gates:
+            gate.update_state()
+        excess = self.kept - self._target()
+        if excess > 0:
+            _lower_scores(gates, excess, self.config.gates.band)
+
+    def _refresh(self, progress: float) -> None:
+        """Let the fits follow the moving input distribution at the start, every few steps."""
+        options = self.config.polynomials
+        for gate in self.gates.values():
+            if gate.mode == "observe":
+                gate.mode = "run"
+                gate.refit()
+        if progress < options.refresh_until and int(self.steps) % options.refresh_every == 0:
+            for gate in self.gates.values():
+                gate.mode = "observe"
+
+    def project(self) -> None:
+        """Choose the kept units by score under the exactness rule, and freeze the gates."""
+        for gate in self.gates.values():
+            gate.mode = "run"
+        ProjectBudgetPass(self.allowance.allowed)(self.network)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Declare the present state of the gates final, as a plan's is."""
+        self.phase.fill_(_PROJECTED)
+
+    def set_gates_to(self, state: Literal["kept", "replaced"]) -> None:
+        """Keep or replace every unit that is not pinned; for comparisons and tests."""
+        for gate in self.gates.values():
+            gate.kept.fill_(state == "kept" and not gate.pinned)
+
+
+def _lower_scores(gates: list[GatedActivation], excess: int, band: float) -> None:
+    """Subtract one amount from all scores so that kept units worth at least ``excess`` fall out of the band."""
+    scores = torch.cat([gate.score[gate.kept].flatten() for gate in gates])
+    costs = torch.cat([torch.full((int(gate.kept.sum()),), gate.unit_cost, device=scores.device) for gate in gates])
+    values, order = scores.sort(stable=True)
+    needed = int(torch.searchsorted(costs[order].cumsum(0), excess))
+    above = values[values > values[needed]]
+    # Half way to the next score, so that rounding in the subtraction flips no other unit.
+    edge = (values[needed] + above[0]) / 2 if len(above) else values[-1] + 1.0
+    amount = torch.clamp(edge + band, min=0)
+    for gate in gates:
+        gate.score.sub_(amount)
+        gate.update_state()
