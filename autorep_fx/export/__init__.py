@@ -1,0 +1,1 @@
+"""ONNX export of lowered modules, with parity as a gate."""

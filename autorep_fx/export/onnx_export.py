@@ -1,0 +1,195 @@
+"""ONNX export of a lowered module: written beside, verified, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import re
+import warnings
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from autorep_fx.errors import ParityError, UnsupportedModelError
+from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
+from autorep_fx.export.verify import METADATA, Verification, verify
+from autorep_fx.files import atomic_path
+from autorep_fx.passes.capture import export_program
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.inputs import ExampleInputs, all_finite
+from autorep_fx.plan import Plan
+
+__all__ = ["export_onnx"]
+
+logger = logging.getLogger(__name__)
+# Reference inputs are noise. A network of polynomials may answer noise with huge values, although it is well-behaved on
+# its data: the noise is then narrowed until outputs are at most _USUAL times those of the example.
+_SHRINK = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)
+_USUAL = 100.0
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "numpy")
+
+
+def export_onnx(
+    module: CapturedModule, example: ExampleInputs, path: Path | str, *, plan: Plan, opset: int = 20,
+    dtype: str = "float32",
+) -> Verification:  # fmt: skip
+    """Export, check parity with torch, recount, and only then put the file in its place.
+
+    Args:
+        module: The lowered module.
+        example: Inputs that it takes.
+        path: Target file.
+        plan: The plan, whose counts the file must have and whose digest goes into its metadata.
+        opset: ONNX opset, at least 18.
+        dtype: ``float32`` or ``float16``; other floating-point models are cast, since onnxruntime's CPU lacks their
+            convolutions.
+
+    Returns:
+        What was verified.
+
+    Raises:
+        ParityError: onnxruntime's outputs differ from torch's, or the count from the plan's.
+        OutputError: The file cannot be written.
+    """
+    wanted = getattr(torch, dtype)
+    module = copy.deepcopy(module).cpu().eval()
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), wanted)
+    if own != wanted and dtype == "float32":  # float16 is made on request
+        logger.warning("The model is %s; the ONNX file is made in %s.", str(own).removeprefix("torch."), dtype)
+    example = example.to(device="cpu", dtype=wanted).resized(max(2, example.size))
+    module = module.to(wanted)
+    model = _translate(module, example, opset)
+    inputs = [value.name or "" for value in model.graph.inputs]
+    recipes, references = _references(module, example, inputs)
+    metadata = _metadata(plan, dtype, recipes, references)
+    model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
+    with atomic_path(path) as temporary:
+        onnx.save(ir.to_proto(model), temporary)
+        verification = verify(temporary)
+        if verification.comparisons != plan.comparisons:
+            raise ParityError(
+                "The exported graph does not spend what the plan says.",
+                received=f"{verification.comparisons:,} comparisons in the graph, {plan.comparisons:,} in the plan",
+                fix="This is a defect of the lowering or the exporter: report it with the model.",
+            )
+    return verification
+
+
+def _translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir.Model:
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        registration.setLevel(logging.ERROR)  # it warns when torchvision is not installed
+        warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
+        exported = export_program(module, example)
+        try:
+            program = torch.onnx.export(
+                exported, dynamo=True, opset_version=opset, external_data=False, verbose=False
+            )  # fmt: skip
+        except Exception as error:  # the exporter raises types of its own per step
+            raise UnsupportedModelError(
+                [f"torch.onnx cannot translate it: {str(error).strip().splitlines()[0]}"],
+                fix="Replace the operation that is named; the cause above has all of them.",
+            ) from error
+        finally:
+            registration.setLevel(level)
+    assert program is not None
+    model = program.model
+    common_passes.ClearMetadataAndDocStringPass()(model)  # stack traces would carry source paths
+    model.producer_name, model.producer_version = "autorep-fx", _version("autorep-fx")
+    model.graph.doc_string = ""
+    _rename(model, module, example)
+    return model
+
+
+def _rename(model: ir.Model, module: CapturedModule, example: ExampleInputs) -> None:
+    """Outputs are called after their keys in a nested output, and the batch axis is called ``batch``."""
+    with torch.no_grad():
+        paths = [path for path, _ in pytree.tree_flatten_with_path(example.call(module))[0]]
+    if any(paths):
+        taken = {value.name for value in model.graph.inputs}
+        for value, path in zip(model.graph.outputs, paths, strict=True):
+            name = "_".join(re.sub(r"\W", "", pytree.keystr((key,))) for key in path)
+            value.name = f"{name}_output" if name in taken else name
+            taken.add(value.name)
+    symbols = {
+        str(value.shape[0]) for value in model.graph.inputs if value.shape and not isinstance(value.shape[0], int)
+    }
+    if len(symbols) != 1:
+        return
+    pattern = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [size if isinstance(size, int) else pattern.sub("batch", str(size)) for size in value.shape]
+            )
+
+
+def _references(
+    module: CapturedModule, example: ExampleInputs, names: list[str]
+) -> tuple[list[InputRecipe], list[ReferenceOutput]]:
+    leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    own = [
+        InputRecipe.of(name, tensor.numpy(), batched=tensor.dim() > 0 and tensor.shape[0] == example.size)
+        for name, tensor in zip(names, tensors, strict=True)
+    ]
+    with torch.no_grad():
+        usual = _largest(example.call(module))
+        for shrink in _SHRINK:
+            recipes = [replace(recipe, std=recipe.std * shrink) for recipe in own]
+            made = iter(reference_inputs(recipes, SAMPLES).values())
+            filled = [torch.from_numpy(next(made)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(filled, spec)
+            outputs = module(*args, **kwargs)
+            if _largest(outputs) <= _USUAL * usual:
+                break
+    arrays = [leaf.detach().float().numpy() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    shapes = enumerate(array.shape for array in arrays)
+    unbatched = [f"output {i} of shape {s} has no batch axis" for i, s in shapes if s[:1] != (SAMPLES,)]
+    if unbatched:
+        raise UnsupportedModelError(unbatched, fix="Return outputs whose first axis is the batch.")
+    return recipes, pack_outputs(arrays)
+
+
+def _largest(outputs: Any) -> float:
+    """Largest absolute value in nested outputs; infinity where any is not finite."""
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves if leaf.numel() and leaf.dtype != torch.bool]
+    if not all_finite(outputs):
+        return float("inf")
+    return max((float(tensor.abs().max()) for tensor in tensors), default=0.0)
+
+
+def _metadata(plan: Plan, dtype: str, recipes: list[InputRecipe], references: list[ReferenceOutput]) -> dict[str, str]:
+    sites = {site.name: site.comparisons for site in plan.sites}
+    sites |= {site.name: site.comparisons for site in plan.fixed}
+    parity = {"inputs": [r.to_json() for r in recipes], "outputs": [r.to_json() for r in references]}
+    versions = {name: _version(name) for name in _PACKAGES if _version(name)}
+    return {
+        "plan_digest": plan.digest,
+        "budget": json.dumps(plan.budget.to_json()),
+        "comparisons": str(plan.comparisons),
+        "comparisons_by_site": json.dumps(sites),
+        "dtype": dtype,
+        "versions": json.dumps(versions),
+        "parity": json.dumps(parity),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

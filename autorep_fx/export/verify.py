@@ -1,0 +1,133 @@
+"""Verify an exported file: parity with torch at several batch sizes, the optimiser off and on, and a recount.
+
+Needs no torch: what torch computed is stored in the file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from autorep_fx.cost.onnx_count import count_onnx, load_model
+from autorep_fx.errors import ModelFileError, ParityError
+from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, reference_inputs
+
+__all__ = ["BATCHES", "METADATA", "Verification", "verify"]
+
+BATCHES = (1, 2, 3, SAMPLES)
+#: Prefix of this project's keys in the metadata of an ONNX file.
+METADATA = "autorep_fx."
+# Largest difference relative to the largest output; float16 carries 11 bits.
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was verified.
+
+    Attributes:
+        comparisons: Nominal comparisons counted in the graph, for one sample.
+        largest_difference: Largest output difference to torch, relative to the largest output.
+        batches: Batch sizes that were run, each with the optimiser off and on.
+        budget: The budget in the file's metadata.
+        plan_digest: Digest of the plan that the file was made from.
+    """
+
+    comparisons: int
+    largest_difference: float
+    batches: tuple[int, ...]
+    budget: dict[str, float]
+    plan_digest: str
+
+
+def verify(path: Path | str) -> Verification:
+    """Repeat the parity check of an exported file, and recount its comparisons.
+
+    Raises:
+        ModelFileError: It is no valid ONNX file, or was not exported by autorep-fx.
+        ParityError: Outputs differ, are not finite or are constant, or the count differs from the metadata.
+    """
+    model = load_model(path)
+    metadata = _metadata(model, path)
+    counted = sum(count.comparisons for count in count_onnx(model))
+    stated = int(metadata["comparisons"])
+    problems = []
+    if counted != stated:
+        problems.append(f"the graph has {counted:,} comparisons, its metadata say {stated:,}")
+    worst, found = _parity(Path(path), metadata)
+    problems += found
+    if problems:
+        raise ParityError(
+            f"{path} failed its verification:\n" + "\n".join(f"  {text}" for text in problems),
+            fix="Export it again; if it fails again, this is a defect of the exporter or the runtime: report it.",
+        )
+    return Verification(counted, worst, BATCHES, json.loads(metadata["budget"]), metadata["plan_digest"])
+
+
+def _metadata(model: onnx.ModelProto, path: Path | str) -> dict[str, str]:
+    found = {p.key.removeprefix(METADATA): p.value for p in model.metadata_props if p.key.startswith(METADATA)}
+    missing = [key for key in ("comparisons", "budget", "plan_digest", "parity") if key not in found]
+    if missing:
+        raise ModelFileError(
+            f"{path} does not carry what a verification needs.",
+            received=f"no metadata {', '.join(METADATA + key for key in missing)}",
+            fix="Pass a file that Compiled.export() wrote; use `autorep-fx count` for any other.",
+        )
+    return found
+
+
+def _parity(path: Path, metadata: dict[str, str]) -> tuple[float, list[str]]:
+    parity = json.loads(metadata["parity"])
+    recipes = [InputRecipe(**{**item, "shape": tuple(item["shape"])}) for item in parity["inputs"]]
+    references = [ReferenceOutput.from_json(item) for item in parity["outputs"]]
+    tolerance = _TOLERANCE[metadata.get("dtype", "float32")]
+    worst, problems = 0.0, []
+    for level in (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+        onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    ):
+        session = _session(path, level)
+        for batch in BATCHES:
+            where = f"at batch {batch} with the optimiser {'off' if 'DISABLE' in str(level) else 'on'}"
+            try:
+                outputs = session.run(None, reference_inputs(recipes, batch))
+            except Exception as error:  # onnxruntime raises many types; each is a failed parity
+                problems.append(f"{where} onnxruntime failed: {error}")
+                continue
+            difference, text = _compare(outputs, references, batch)
+            worst = max(worst, difference)
+            problems += [f"{where} {t}" for t in text]
+            if not difference <= tolerance:
+                problems.append(f"{where} outputs differ by {difference:.3g} (allowed: {tolerance:.3g})")
+    return worst, problems
+
+
+def _session(path: Path, level: Any) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _compare(outputs: list[Any], references: list[ReferenceOutput], batch: int) -> tuple[float, list[str]]:
+    worst, problems = 0.0, []
+    if len(outputs) != len(references):
+        return float("inf"), [f"there are {len(outputs)} outputs, torch gave {len(references)}"]
+    for index, (output, reference) in enumerate(zip(outputs, references, strict=True)):
+        if output.shape != (batch, *reference.shape):
+            problems.append(f"output {index} has shape {output.shape}, torch gave {(batch, *reference.shape)}")
+            continue
+        values = output.reshape(batch, -1).astype(np.float64)
+        if not np.isfinite(values).all():
+            problems.append(f"output {index} is not finite")
+        elif batch == SAMPLES and values.size > 1 and np.ptp(values) == 0:
+            problems.append(f"output {index} is constant ({values.flat[0]:.6g})")
+        difference = np.abs(values[:, reference.positions] - reference.values[:batch]).max()
+        worst = max(worst, float(difference) / max(reference.scale, 1e-30))
+    return worst, problems
