@@ -1,0 +1,1 @@
+"""Reports of a compiled model: tables, figures and a one-file HTML page."""
