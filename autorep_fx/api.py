@@ -1,0 +1,235 @@
+"""``transform``: a model and a budget in, a compiled model out."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autorep_fx.budget import Budget
+from autorep_fx.compiled import Compiled
+from autorep_fx.config import PipelineConfig, TransformConfig
+from autorep_fx.config_io import load_yaml, parse_config
+from autorep_fx.errors import ConfigError, DataError
+from autorep_fx.files import output_directory
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
+from autorep_fx.training.batches import check_iterable, set_epoch, split_batch
+from autorep_fx.training.evaluation import evaluate
+from autorep_fx.training.fabric import resolve_device
+from autorep_fx.training.gated_model import GatedModel
+from autorep_fx.training.history import Callback, Progress
+from autorep_fx.training.objective import Objective
+from autorep_fx.training.trainer import GateTrainer
+
+__all__ = ["transform"]
+
+logger = logging.getLogger(__name__)
+
+
+def transform(
+    model: nn.Module,
+    budget: Any,
+    *,
+    data: Iterable[Any] | None = None,
+    val_data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    config: TransformConfig | Mapping[str, Any] | Path | str | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
+    forward: Callable[[Any, Any], Any] | None = None,
+    out_dir: Path | str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    device: str | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Compiled:
+    """Compile ``model`` so that it spends no more than ``budget``.
+
+    With ``data`` the gates, polynomials and weights are trained. Without, nothing is trained: polynomials are fitted
+    on ``example_inputs`` and the kept units are those whose replacement would change the outputs most, by estimate.
+
+    Args:
+        model: The trained model. It is never changed.
+        budget: ``12900`` or ``"12.9K"`` comparisons in total, ``"5%"`` or ``0.05`` of the gateable ones, ``0``
+            for none,
+            or a :class:`Budget`.
+        data: Re-iterable batches ``(inputs, targets)``, or mappings with the targets under ``labels`` or the like.
+        val_data: The same; it selects the epoch that is kept and is reported, nothing is trained on it.
+        example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments. By default the
+            inputs of the first batch.
+        config: Settings as a mapping, a :class:`TransformConfig`, or the path of a YAML file.
+        loss: ``(outputs, targets) -> scalar``. Cross-entropy by default where the output is one tensor ``(N, K)`` and
+            the targets are integers.
+        metric: ``(outputs, targets) -> float``, larger is better. Accuracy by default where cross-entropy applies.
+        forward: ``(module, inputs) -> outputs``, for models that are not simply called with the inputs.
+        out_dir: Folder for the result, its report and the checkpoints.
+        resume: Go on from the checkpoint in ``out_dir``, if there is one.
+        seed: Seed of everything random. The caller's generators are left alone.
+        device: ``cpu`` or ``cuda`` to train on; CUDA where there is one by default.
+        callbacks: Called with every logged point of training (:class:`autorep_fx.training.history.Progress`).
+
+    Returns:
+        The compiled model.
+
+    Raises:
+        BudgetError: The budget is not in the grammar, or above what the model spends.
+        BudgetInfeasibleError: The budget is below what no gate can remove.
+        UnsupportedModelError: The model cannot be captured.
+        NoSitesError: The model has nothing to gate.
+        ConfigError: Settings are wrong, or contradict an argument.
+        DataError: The data are of the wrong form, or neither data nor example inputs were given.
+        NonFiniteError: Data, loss or outputs are NaN or infinite.
+        OutputError: ``out_dir`` cannot be written.
+    """
+    wanted = Budget.parse(budget)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ConfigError("The seed is an integer from 0 to 2**31 - 1.", received=repr(seed), fix="Pass seed=0.")
+    settings, seed, device = _settings(config, wanted, seed, device)
+    _require_example(data, example_inputs)
+    for name, value in (("data", data), ("val_data", val_data)):
+        if value is not None:
+            check_iterable(value, name)
+    if resume and out_dir is None:
+        raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
+    target = None if out_dir is None else output_directory(out_dir)
+    if target is not None:
+        _check_free(target, resume)
+    place, objective = resolve_device(device), Objective(loss, metric, forward)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inputs = ExampleInputs.of(_first_inputs(data) if example_inputs is None else example_inputs)
+        gated = prepare(model, wanted, example_inputs=inputs, config=settings)
+        teacher = copy.deepcopy(model).eval()
+        history: Sequence[Progress] = ()
+        if data is None:
+            _choose_without_training(gated, inputs, seed)
+        else:
+            trainer = GateTrainer(
+                gated, teacher, settings, objective=objective, data=data, val_data=val_data, device=place, seed=seed,
+                callbacks=callbacks, checkpoint=None if target is None else target / "checkpoint",
+            )  # fmt: skip
+            history = _train(trainer, data, resume=resume, seed=seed)
+        compiled = replace(lower(gated, title=type(model).__name__), history=tuple(history))
+        if data is None:
+            compiled = _with_distance(compiled, teacher, inputs)
+        if val_data is not None:
+            compiled = _with_metrics(compiled, teacher, val_data, objective)
+    if target is not None:
+        compiled.save(target)
+        shutil.rmtree(target / "checkpoint", ignore_errors=True)  # nothing is left to resume
+    return compiled
+
+
+def _require_example(data: Any, example_inputs: Any) -> None:
+    """Refuse a call that has neither data nor example inputs.
+
+    Raises:
+        DataError: With what to pass.
+    """
+    if data is None and example_inputs is None:
+        raise DataError(
+            "There is neither data nor an example input.",
+            fix="Pass data=, batches (inputs, targets) to train on; or example_inputs=, such as "
+            "torch.randn(8, 3, 32, 32), to compile without training.",
+        )
+
+
+def _first_inputs(data: Iterable[Any] | None) -> ExampleInputs:
+    set_epoch(data, 0)
+    for batch in () if data is None else data:
+        return split_batch(batch)[0]
+    raise DataError("data holds no batch.", fix="Pass data with at least one batch.")
+
+
+def _train(trainer: GateTrainer, data: Iterable[Any], *, resume: bool, seed: int) -> Sequence[Progress]:
+    if not (resume and trainer.resume()):
+        calibrate(trainer.model, data, seed=seed)
+    train_gates(trainer)
+    project(trainer.model)
+    finetune(trainer)
+    return trainer.history
+
+
+def _settings(config: Any, budget: Budget, seed: int, device: str | None) -> tuple[TransformConfig, int, str | None]:
+    """Settings, seed and device; what a file says must not contradict an argument.
+
+    Raises:
+        ConfigError: It does, or the settings are wrong.
+    """
+    if config is None or (isinstance(config, TransformConfig) and not isinstance(config, PipelineConfig)):
+        return parse_config(config), seed, device
+    given = load_yaml(config) if isinstance(config, (str, Path)) else config
+    if isinstance(given, PipelineConfig):
+        given = given.model_dump(mode="json", exclude_unset=True)
+    if not isinstance(given, Mapping):
+        return parse_config(given), seed, device
+    rest = dict(given)
+    problems = [
+        f"{name!r} is named in the settings and given as an argument"
+        for name in ("model", "data")
+        if rest.pop(name, None) is not None
+    ]
+    stated = rest.pop("budget", None)
+    if stated is not None and Budget.parse(stated) != budget:
+        problems.append(f"the settings ask for {Budget.parse(stated)}, the argument for {budget}")
+    own_seed, own_device = rest.pop("seed", None), rest.pop("device", None)
+    if own_seed is not None and seed not in (0, own_seed):
+        problems.append(f"the settings have seed {own_seed}, the argument is {seed}")
+    if own_device is not None and device not in (None, own_device):
+        problems.append(f"the settings have device {own_device}, the argument is {device}")
+    if problems:
+        raise ConfigError(
+            "Arguments contradict the settings:\n" + "\n".join(f"  {p}" for p in problems),
+            fix="Give each thing once; to run a whole pipeline file use autorep_fx.run_pipeline(path, out_dir).",
+        )
+    return parse_config(rest), seed if own_seed is None else int(own_seed), device or own_device
+
+
+def _check_free(target: Path, resume: bool) -> None:
+    """Refuse to write over another run's checkpoint without being told to."""
+    if not resume and (target / "checkpoint").exists():
+        raise ConfigError(
+            f"The folder {target} holds the checkpoint of an earlier run.",
+            fix="Pass resume=True (--resume) to go on with it, delete the checkpoint, or use another out_dir.",
+        )
+
+
+def _choose_without_training(gated: GatedModel, inputs: ExampleInputs, seed: int) -> None:
+    calibrate(gated, inputs, seed=seed)
+    gated.notes.append(
+        f"nothing was trained: polynomials were fitted in order on {inputs.size} example inputs, and the kept units "
+        "are those whose replacement would change the outputs most, by a first-order estimate"
+    )
+    project(gated)
+
+
+def _with_distance(compiled: Compiled, teacher: nn.Module, inputs: ExampleInputs) -> Compiled:
+    """Add how far the outputs are from the model's: without validation data the only sign of quality."""
+    inputs = inputs.to(device="cpu")
+    with torch.no_grad():
+        ours, theirs = (pytree.tree_leaves(inputs.call(m)) for m in (compiled.module, teacher.cpu()))
+        squares = [
+            (float((a.double() - b.double()).square().sum()), float(b.double().square().sum()))
+            for a, b in zip(ours, theirs, strict=True) if isinstance(b, Tensor) and b.is_floating_point()
+        ]  # fmt: skip
+    error, scale = (sum(column) for column in zip(*squares, strict=True))
+    note = f"outputs on the example inputs differ from the model's by {(error / max(scale, 1e-300)) ** 0.5:.1%} (RMS)"
+    return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))
+
+
+def _with_metrics(compiled: Compiled, teacher: nn.Module, val_data: Iterable[Any], objective: Objective) -> Compiled:
+    before = evaluate(teacher.cpu(), val_data, objective)
+    after = evaluate(compiled.module, val_data, objective)
+    if before is None or after is None:
+        return compiled
+    name = "accuracy" if objective.metric is None else getattr(objective.metric, "__name__", "metric")
+    return replace(compiled, metrics={"original, torch": before, "compiled, torch": after}, metric_name=name)

@@ -1,0 +1,186 @@
+"""Models and data by name: what a pipeline file can ask for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autorep_fx import models_zoo
+from autorep_fx.config import DataConfig, ModelConfig, ObjectiveConfig
+from autorep_fx.errors import CheckpointError, ConfigError, DataError
+from autorep_fx.models_zoo import data as zoo_data
+from autorep_fx.training.objective import Objective
+
+__all__ = ["Splits", "import_object", "load_data", "load_model", "load_objective", "load_weights"]
+
+_EVAL_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Batches of a data set.
+
+    Attributes:
+        train: Training batches.
+        validation: Validation batches, or None.
+        test: Test batches, or None; to be touched once.
+    """
+
+    train: Iterable[Any]
+    validation: Iterable[Any] | None
+    test: Iterable[Any] | None
+
+
+def import_object(spec: str) -> Any:
+    """The object at ``module:attribute``; modules beside the working directory are found too.
+
+    Raises:
+        ConfigError: The text has another form, or there is no such thing.
+    """
+    path, colon, attribute = spec.partition(":")
+    if not (path and colon and attribute):
+        raise ConfigError(
+            "An object is named as module:function.", received=spec, fix="Write for example mypkg.nets:make."
+        )
+    folder = str(Path.cwd())
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        found = importlib.import_module(path)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{spec} cannot be imported.",
+            received=str(error),
+            fix="Check the spelling and that the module is installed.",
+        ) from error
+    finally:
+        if added:
+            sys.path.remove(folder)
+    return found
+
+
+def load_model(config: ModelConfig) -> nn.Module:
+    """Make the model and load its weights.
+
+    Raises:
+        ConfigError: There is no such model, or it does not take the arguments.
+        CheckpointError: The checkpoint is damaged or of another model.
+    """
+    name = config.zoo or config.factory
+    try:
+        if config.zoo is not None:
+            model = models_zoo.create(config.zoo, **config.args)
+        else:
+            assert config.factory is not None
+            model = import_object(config.factory)(**config.args)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The model {name} cannot be made.", received=str(error), fix="Check its name and arguments."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{name} gives no model.", received=type(model).__name__, fix="Return a torch.nn.Module.")
+    if config.checkpoint is not None:
+        load_weights(model, config.checkpoint)
+    return model.eval()
+
+
+def load_objective(config: ObjectiveConfig) -> Objective:
+    """The loss, metric and forward that a pipeline file names.
+
+    Raises:
+        ConfigError: One of them cannot be imported.
+    """
+    named = {name: getattr(config, name) for name in ("loss", "metric", "forward")}
+    return Objective(**{name: None if spec is None else import_object(spec) for name, spec in named.items()})
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file, or a state dict that ``torch.save`` wrote, into ``model``.
+
+    Raises:
+        CheckpointError: It is missing, truncated, not a state dict, or of another model.
+    """
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # zip, pickle, safetensors and file errors all mean the same here
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be read.",
+            received=f"{type(error).__name__}: {error}",
+            fix="Pass a complete .safetensors file, or a state dict saved with torch.save(model.state_dict(), path).",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"The checkpoint {path} is no state dict.",
+            received=type(state).__name__,
+            fix="Save it with torch.save(model.state_dict(), path).",
+        )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The checkpoint {path} is of another model.",
+            received=str(error),
+            fix="Pass the model's own checkpoint.",
+        ) from error
+
+
+def load_data(config: DataConfig, seed: int) -> Splits:
+    """Read the data set and batch it.
+
+    Raises:
+        ConfigError: There is no such reader, or it does not take the arguments.
+        DataError: The data cannot be read.
+    """
+    augmentations: dict[str, Callable[..., Tensor]] = {
+        "digits": zoo_data.random_shift(1),
+        "cifar": zoo_data.crop_flip(4),
+    }
+    readers: dict[str, Callable[..., zoo_data.ImageData]] = {"digits": zoo_data.digits, "cifar": zoo_data.cifar}
+    if config.name not in readers:
+        if ":" not in config.name:
+            raise ConfigError(
+                f"There is no data set {config.name!r}.", fix=f"Use {', '.join(readers)}, or module:function."
+            )
+        return _splits(import_object(config.name)(**config.args))
+    arguments: dict[str, Any] = {"seed": seed, **config.args}
+    if config.name == "cifar" and "folder" not in arguments:
+        raise ConfigError(
+            "The data set cifar is read from a folder of parquet files.",
+            fix="Pass --data DIR, or write data: {name: cifar, args: {folder: DIR}}.",
+        )
+    try:
+        images = readers[config.name](**arguments)
+    except TypeError as error:
+        raise ConfigError(f"The data set {config.name} does not take these arguments.", received=str(error)) from error
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"The data set {config.name} cannot be read.", received=str(error)) from error
+    augment = augmentations[config.name] if config.augment else None
+    return Splits(
+        zoo_data.Batches(images.train, config.batch_size, seed=seed, augment=augment),
+        zoo_data.Batches(images.validation, _EVAL_BATCH, shuffle=False),
+        zoo_data.Batches(images.test, _EVAL_BATCH, shuffle=False),
+    )
+
+
+def _splits(value: Any) -> Splits:
+    if isinstance(value, (tuple, list)) and 1 <= len(value) <= 3:
+        return Splits(*value, *[None] * (3 - len(value)))
+    raise DataError(
+        "A data function returns (train, validation) or (train, validation, test) batches.",
+        received=type(value).__name__,
+    )

@@ -1,0 +1,120 @@
+"""The stage ``lower``: from a projected gated model to a compiled one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from autorep_fx.compiled import Compiled
+from autorep_fx.cost import count_sites
+from autorep_fx.errors import InvariantError, NotProjectedError
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.catalogue import build_pipeline
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.stages import check_equal, tolerance_of
+from autorep_fx.plan import FixedSite, Plan, SitePlan
+from autorep_fx.report.polynomials import measure_polynomials
+from autorep_fx.training.gated_model import GatedModel
+
+__all__ = ["lower", "make_plan", "require_projected"]
+
+# Standard deviations from the mean beyond which a fit is no guide any more.
+_FAR = 10.0
+
+
+def require_projected(gated: GatedModel) -> None:
+    """Refuse a model whose gates are not projected.
+
+    Raises:
+        NotProjectedError: They are not.
+    """
+    if not gated.is_projected:
+        raise NotProjectedError(
+            "The gates are not projected onto the budget yet.",
+            received=f"{gated.kept:,} gateable comparisons kept; the budget allows {gated.allowance.allowed:,}",
+            fix="Call project() first.",
+        )
+
+
+def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
+    """Lower a projected model; true afterwards: no gate is left, and what compares is what the plan keeps.
+
+    Args:
+        gated: A projected model; it is copied, never changed.
+        title: Name in reports.
+
+    Raises:
+        NotProjectedError: The gates are not projected.
+        InvariantError: Counts or outputs of the lowered module are not those of the gated model.
+    """
+    require_projected(gated)
+    # Lowering works on one device; the compiled module is small work, and export needs the CPU anyway.
+    gated = copy.deepcopy(gated).cpu().eval()
+    inputs = gated.sample.to(device="cpu")
+    warnings = _measure_ranges(gated, inputs)
+    polynomials = measure_polynomials(gated, inputs)
+    plan = make_plan(gated)
+    weights = {k: v for k, v in gated.network.state_dict().items() if not k.startswith("autorep_gates.")}
+    module = copy.deepcopy(gated.network)
+    build_pipeline("lower", gated.config.passes_of("lower"))(module)
+    verification = gated.config.verification
+    if verification != "off":
+        _check_lowered(module, plan)
+    if verification == "numeric":
+        check_equal("lower", module, gated, inputs, tolerance_of(module))
+    return Compiled(
+        module, plan, weights, gated.example.to(device="cpu"), gated.config, gated.sites,
+        polynomials=polynomials, warnings=warnings, title=title,
+    )  # fmt: skip
+
+
+def _check_lowered(module: CapturedModule, plan: Plan) -> None:
+    left = [node.name for node in module.graph.nodes if node.op == "call_module"]
+    counted = sum(count_sites(module).values())
+    problems = [f"{name} is still a module" for name in left]
+    if counted != plan.comparisons:
+        problems.append(f"the graph compares {counted:,} times, the plan says {plan.comparisons:,}")
+    if problems:
+        raise InvariantError("After stage 'lower' these do not hold:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _measure_ranges(gated: GatedModel, inputs: ExampleInputs) -> tuple[str, ...]:
+    """Record the range that each site sees with the final weights; warn where it leaves the fitted one."""
+    for gate in gated.gates.values():
+        gate.mode = "measure"
+    with torch.no_grad():
+        inputs.call(gated)
+    far = []
+    for name, gate in gated.gates.items():
+        gate.mode = "run"
+        if gate.reach > _FAR and not bool(gate.kept.all()):
+            low, high = gate.input_range.tolist()
+            far.append((gate.reach, f"{name}: {gate.reach:.0f} standard deviations, inputs {low:.3g} to {high:.3g}"))
+    if not far:
+        return ()
+    worst = "; ".join(text for _, text in sorted(far, reverse=True)[:3])
+    where = f"At {len(far)} of {len(gated.gates)} sites inputs reach more than {_FAR:.0f} standard deviations"
+    what = f"from their channel's mean, where a polynomial is no guide (worst: {worst})"
+    return (f"{where} {what}. If accuracy suffers, set degree 1 there or calibrate on more samples",)
+
+
+def make_plan(gated: GatedModel) -> Plan:
+    """The plan of a projected model."""
+    sites = []
+    for gate in gated.gates.values():
+        low, high = gate.input_range.tolist()
+        site = gate.site
+        sites.append(
+            SitePlan(
+                site.name, site.kind, site.shape, gate.granularity, gate.degree, site.comparisons_per_element,
+                gate.kept.cpu().numpy(), gate.coefficients.detach().double().cpu().numpy(),
+                None if low != low else (low, high),
+            )
+        )  # fmt: skip
+    fixed = tuple(FixedSite(s.name, s.kind, s.comparisons, s.reason or "") for s in gated.sites if not s.gateable)
+    notes = tuple(f"{name}: {text}" for name, text in gated.fallbacks.items()) + tuple(gated.notes)
+    return Plan(
+        gated.allowance.budget, gated.allowance.allowed, tuple(sites), fixed, gated.fingerprint, gated.calibrated_on,
+        notes,
+    )  # fmt: skip

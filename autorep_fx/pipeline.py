@@ -1,0 +1,111 @@
+"""Run a pipeline file: model, data, budget and settings in, a folder of results out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autorep_fx.api import transform
+from autorep_fx.compiled import Compiled
+from autorep_fx.config import PipelineConfig
+from autorep_fx.config_io import load_pipeline, to_yaml
+from autorep_fx.cost import Allowance, resolve
+from autorep_fx.errors import ConfigError
+from autorep_fx.files import output_directory, write_text
+from autorep_fx.inspection import Inspection, inspect
+from autorep_fx.loading import Splits, load_data, load_model, load_objective
+from autorep_fx.passes.catalogue import build_pipeline
+from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.training.batches import count_batches, split_batch
+from autorep_fx.training.history import Callback
+
+__all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline"]
+
+logger = logging.getLogger(__name__)
+
+
+def run_pipeline(
+    config: PipelineConfig | Path | str,
+    out_dir: Path | str,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Compiled:
+    """Run a pipeline and write plan, weights, ONNX file, report and the settings with all defaults filled in.
+
+    Args:
+        config: A pipeline file, or its settings.
+        out_dir: Folder for the results; made if needed.
+        resume: Go on from the checkpoint in ``out_dir``, if there is one.
+        callbacks: Called with every logged point of training.
+
+    Raises:
+        ConfigError: The file is invalid.
+        AutorepError: Whatever :func:`autorep_fx.transform` raises.
+    """
+    settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
+    target = output_directory(out_dir)
+    model, splits, objective = load_model(settings.model), load_splits(settings), load_objective(settings.objective)
+    write_text(target / "pipeline.yaml", to_yaml(settings))
+    return transform(
+        model, settings.budget, data=splits.train, val_data=splits.validation, config=settings.transform_config(),
+        out_dir=target, resume=resume, seed=settings.seed, device=settings.device, callbacks=callbacks,
+        loss=objective.loss, metric=objective.metric, forward=objective.forward,
+    )  # fmt: skip
+
+
+def load_splits(config: PipelineConfig) -> Splits:
+    """The data of a pipeline.
+
+    Raises:
+        ConfigError: It names none.
+    """
+    if config.data is None:
+        raise ConfigError(
+            "The pipeline names no data.",
+            fix="Write data: {name: digits}, or call autorep_fx.transform in Python.",
+        )
+    return load_data(config.data, config.seed)
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a pipeline would do.
+
+    Attributes:
+        config: The settings with all defaults filled in.
+        inspection: Sites of the model.
+        allowance: The budget, resolved.
+        steps: Optimiser steps of all phases.
+    """
+
+    config: PipelineConfig
+    inspection: Inspection
+    allowance: Allowance
+    steps: int
+
+
+def dry_run(config: PipelineConfig | Path | str) -> DryRun:
+    """Check all of a pipeline that can be checked without training: settings, model, data, sites, budget.
+
+    Raises:
+        AutorepError: Whatever a run would find wrong before it trains.
+    """
+    settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
+    model, splits = load_model(settings.model), load_splits(settings)
+    inputs, targets = split_batch(next(iter(splits.train)))
+    inspection = inspect(model, inputs)
+    objective = load_objective(settings.objective)
+    objective.task_loss(objective.run(model, inputs), targets)
+    settings_by_site(settings, inspection.sites)
+    for stage in settings.stages:
+        build_pipeline(stage.stage, stage.passes)
+    epochs = sum(
+        section.epochs
+        for name, section in (("train_gates", settings.training), ("finetune", settings.finetune))
+        if settings.has_stage(name)
+    )
+    allowance = resolve(settings.budget, inspection.sites)
+    return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))

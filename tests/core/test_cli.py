@@ -1,0 +1,171 @@
+"""The command line: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+import autorep_fx
+from autorep_fx.cli import app, main
+from nets import TinyNet, batches, trained_norms
+
+runner = CliRunner()
+
+PIPELINE = {
+    "model": {"factory": "nets:TinyNet"},
+    "data": {"name": "nets:splits"},
+    "budget": "10%",
+    "training": {"epochs": 1},
+    "finetune": {"epochs": 1},
+    "calibration": {"samples": 16},
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    """A small pipeline file."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump(PIPELINE))
+    return path
+
+
+def test_transform_runs_a_file(pipeline: Path, tmp_path: Path) -> None:
+    """It prints the counts and writes the folder, with all defaults filled in."""
+    result = runner.invoke(app, ["transform", "--config", str(pipeline), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "524 → 52 comparisons" in result.output
+    written = yaml.safe_load((tmp_path / "out" / "pipeline.yaml").read_text())
+    assert written["gates"]["granularity"] == "element"
+    assert (tmp_path / "out" / "model.onnx").exists()
+
+
+def test_dry_run_checks_everything_and_writes_nothing(pipeline: Path, tmp_path: Path) -> None:
+    """Sites, the resolved budget and the number of steps."""
+    before = sorted(tmp_path.iterdir())
+    result = runner.invoke(app, ["transform", "--config", str(pipeline), "--dry-run", "--budget", "100"])
+    assert result.exit_code == 0, result.output
+    assert "relu#2" in result.output
+    assert "at most 100 comparisons (100 gateable + 0 fixed); 8 training steps" in result.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_without_a_folder_is_refused(pipeline: Path) -> None:
+    """--out is needed unless it is a dry run."""
+    result = runner.invoke(app, ["transform", "--config", str(pipeline)])
+    assert result.exit_code == 2
+    assert "--out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"budgt": "5%"}, "Did you mean 'budget'"),
+        ({"training": {"epochs": -1}}, "greater than or equal to 0"),
+        ({"model": {"zoo": "resnet81"}}, "resnet18"),
+        ({"model": {"factory": "nets:Missing"}}, "cannot be imported"),
+        ({"model": {"factory": "nets:TinyNet", "checkpoint": "none.safetensors"}}, "cannot be read"),
+        ({"data": {"name": "digitz"}}, "There is no data set"),
+        ({"data": {"name": "cifar"}}, "--data DIR"),
+        ({"sites": {"relu9": {"degree": 1}}}, "matches no site"),
+        ({"budget": "1000"}, "above the 524"),
+    ],
+)
+def test_a_wrong_file_is_one_message_and_exit_code_1(
+    tmp_path: Path, change: dict[str, object], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback: what was wrong and what to do, on standard error."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**PIPELINE, **change}))
+    with pytest.raises(SystemExit) as caught:
+        main(["transform", "--config", str(path), "--dry-run"])
+    assert caught.value.code == 1
+    message = capsys.readouterr().err
+    assert text in " ".join(message.split())
+    assert "Traceback" not in message
+
+
+def test_config_init_validate_schema(tmp_path: Path) -> None:
+    """`config init` writes a file that validate accepts, and does not write over one; schema is JSON."""
+    path = tmp_path / "new.yaml"
+    assert runner.invoke(app, ["config", "init", str(path), "--budget", "12.9K"]).exit_code == 0
+    assert yaml.safe_load(path.read_text())["budget"] == {"comparisons": 12900}
+    assert runner.invoke(app, ["config", "validate", str(path)]).exit_code == 0
+    assert runner.invoke(app, ["config", "init", str(path)]).exit_code == 2
+    schema = json.loads(runner.invoke(app, ["config", "schema"]).stdout)
+    assert {"model", "data", "budget", "stages", "training", "seed"} <= set(schema["properties"])
+
+
+def test_inspect_prints_sites_as_text_and_as_json() -> None:
+    """The zoo's resnet18 has 491,520 comparisons at 32×32."""
+    result = runner.invoke(app, ["inspect", "zoo:resnet18", "--input", "3x32x32", "--json"])
+    found = json.loads(result.stdout)
+    assert (found["total"], found["gateable"], found["fixed"], len(found["sites"])) == (491520, 491520, 0, 16)
+    assert found["sites"][0]["source"]
+    result = runner.invoke(app, ["inspect", "nets:TinyNet", "--input", "1x8x8"])
+    assert "524 comparisons: 524 gateable, 0 fixed; comparison depth 3" in result.output
+    assert runner.invoke(app, ["inspect", "nets:TinyNet", "--input", "1xax8"]).exit_code == 2
+
+
+def test_verify_and_count(tmp_path: Path) -> None:
+    """`verify` repeats the parity check; count takes any ONNX file."""
+    model = trained_norms(TinyNet(), batches()[0][0])
+    autorep_fx.transform(model, "10%", example_inputs=torch.randn(4, 1, 8, 8)).export(tmp_path / "m.onnx")
+    result = runner.invoke(app, ["verify", str(tmp_path / "m.onnx")])
+    assert "52 comparisons; equals torch" in " ".join(result.output.split())
+    assert "52  total" in runner.invoke(app, ["count", str(tmp_path / "m.onnx")]).output
+
+
+def test_version_and_help() -> None:
+    """--version prints it, and every command has a help text."""
+    assert autorep_fx.__version__ in runner.invoke(app, ["--version"]).output
+    for command in (["demo"], ["transform"], ["inspect"], ["verify"], ["count"], ["config", "init"]):
+        assert runner.invoke(app, [*command, "--help"]).exit_code == 0
+
+
+def test_a_file_can_name_its_own_loss_and_a_dry_run_tries_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loss decides the plan; one that cannot be imported fails the dry run."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**PIPELINE, "objective": {"loss": "nets:squared_error"}}))
+    one = autorep_fx.run_pipeline(path, tmp_path / "one")
+    path.write_text(yaml.safe_dump(PIPELINE))
+    assert autorep_fx.run_pipeline(path, tmp_path / "two").plan.digest != one.plan.digest
+    path.write_text(yaml.safe_dump({**PIPELINE, "objective": {"loss": "nets:no_such_loss"}}))
+    with pytest.raises(SystemExit):
+        main(["transform", "--config", str(path), "--dry-run"])
+    assert "no_such_loss" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C: exit code 130, a message, and the settings already beside the checkpoint."""
+    path, out = tmp_path / "pipeline.yaml", tmp_path / "out"
+    model = {"factory": "nets:seeded"}  # a run is only resumed with the weights that it started from
+    path.write_text(yaml.safe_dump({**PIPELINE, "model": model, "training": {"epochs": 3}}))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autorep_fx.api.finetune", interrupt)
+    result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(out)])
+    assert result.exit_code == 130
+    assert "--resume" in result.output
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "pipeline.yaml"]
+    monkeypatch.undo()
+    result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(out), "--resume"])
+    assert result.exit_code == 0, result.output
+    assert (out / "plan.json").exists()
+
+
+def test_a_checkpoint_is_found_beside_the_file(tmp_path: Path) -> None:
+    """A relative checkpoint is resolved against the pipeline file's folder."""
+    torch.save(TinyNet().state_dict(), tmp_path / "weights.pt")
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**PIPELINE, "model": {"factory": "nets:TinyNet", "checkpoint": "weights.pt"}}))
+    assert runner.invoke(app, ["transform", "--config", str(path), "--dry-run"]).exit_code == 0
