@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import independent_counter
 import pytest
 import torch
 from torch import Tensor, nn
 
 import autorep_fx
+import independent_counter
 from autorep_fx.cost.fx_count import operator_name
 from autorep_fx.errors import NotProjectedError
 from nets import TinyNet, batches, trained_norms
