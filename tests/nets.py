@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from autorep_fx.models_zoo import create
+
 
 class TinyNet(nn.Module):
     """Convolution, norm, one shared ReLU used twice, a residual sum, a ReLU6 and a linear head on 1×8×8 inputs."""
@@ -65,3 +67,10 @@ def seeded() -> TinyNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return TinyNet()
+
+
+def seeded_digits(seed: int = 0) -> nn.Module:
+    """The zoo's digits network with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return create("digits_resnet")

@@ -1,0 +1,103 @@
+"""Models, weights and data by name: every key of a pipeline file does something, and damage is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import autorep_fx
+from autorep_fx.config import ModelConfig, PipelineConfig
+from autorep_fx.config_io import parse_config
+from autorep_fx.errors import CheckpointError, ConfigError, DataError
+from autorep_fx.loading import import_object, load_data, load_model, load_weights
+from nets import TinyNet, seeded
+
+BASE: dict[str, Any] = {
+    "model": {"factory": "nets:seeded_digits"},
+    "data": {"name": "digits", "batch_size": 64},
+    "budget": "5%",
+    "training": {"epochs": 1},
+    "finetune": {"epochs": 0},
+    "calibration": {"samples": 32},
+    "outputs": {"onnx": False, "report": False},
+    "device": "cpu",
+}
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "model.args": {"model": {"factory": "nets:seeded_digits", "args": {"seed": 1}}},
+    "model.zoo": {"model": {"zoo": "resnet20", "args": {"in_channels": 1}}},
+    "data.batch_size": {"data": {"name": "digits", "batch_size": 128}},
+    "data.augment": {"data": {"name": "digits", "batch_size": 64, "augment": False}},
+    "data.args": {"data": {"name": "digits", "batch_size": 64, "args": {"seed": 5}}},
+    "budget": {"budget": "6%"},
+    "seed": {"seed": 1},
+}
+
+
+def _digest(changes: dict[str, Any], folder: Path) -> str:
+    config = parse_config({**BASE, **changes}, PipelineConfig)
+    assert isinstance(config, PipelineConfig)
+    return autorep_fx.run_pipeline(config, folder).plan.digest
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Digest of the plan that the unchanged settings give."""
+    return _digest({}, tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_a_key_of_a_pipeline_changes_the_plan(key: str, base: str, tmp_path: Path) -> None:
+    """Model, data, budget and seed."""
+    assert _digest(CHANGES[key], tmp_path) != base
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """The device of a pipeline reaches the trainer."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(autorep_fx.errors.DeviceError):
+        _digest({"device": "cuda"}, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_load_from_both_formats_and_damage_is_told(tmp_path: Path, suffix: str) -> None:
+    """A whole file loads bit-equal; a truncated one, one of another model and a missing one are typed errors."""
+    path, state = tmp_path / f"weights{suffix}", seeded().state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = load_model(ModelConfig(factory="nets:TinyNet", checkpoint=path))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="of another model"):
+        load_weights(torch.nn.Linear(2, 2), path)
+    path.write_bytes(path.read_bytes()[:-40])
+    for damaged in (path, tmp_path / f"none{suffix}"):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_weights(TinyNet(), damaged)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    """Only tensors are loaded: a pickled module is no state dict, and none of its code runs."""
+    torch.save(TinyNet(), tmp_path / "module.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_weights(TinyNet(), tmp_path / "module.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="no state dict"):
+        load_weights(TinyNet(), tmp_path / "list.pt")
+
+
+def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    """No colon, no such module, a factory that makes no model, a data function that returns no splits."""
+    for spec in ("nets", "nets:", "no_such_module:f", "nets:no_such"):
+        with pytest.raises(ConfigError):
+            import_object(spec)
+    with pytest.raises(ConfigError, match="gives no model"):
+        load_model(ModelConfig(factory="nets:splits"))
+    config = parse_config({**BASE, "data": {"name": "nets:seeded"}}, PipelineConfig)
+    assert isinstance(config, PipelineConfig)
+    assert config.data is not None
+    with pytest.raises(DataError, match=r"returns \(train, validation\)"):
+        load_data(config.data, 0)
