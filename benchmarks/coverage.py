@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--library", choices=["torchvision", "timm"], default="torchvision")
     parser.add_argument("--sample", type=int, default=0, help="models to draw; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--names", default="", help="only these models, separated by commas")
     parser.add_argument("--one", help="run one model in this process and print its row as JSON")
     options = parser.parse_args()
     if options.one:
@@ -41,7 +42,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"coverage-{options.library}.jsonl"
     done = {json.loads(line)["model"] for line in path.read_text().splitlines()} if path.exists() else set()
-    names = list_models(options.library)
+    names = options.names.split(",") if options.names else list_models(options.library)
     if options.sample:
         names = sorted(random.Random(options.seed).sample(names, options.sample))
     for name in names:

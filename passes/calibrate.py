@@ -23,19 +23,22 @@ class CalibratePass(Pass):
 
     1. Each gate records its input, fits its polynomial, and passes on the *polynomial's* output, so that the next one
        is fitted with the prefix replaced.
-    2. Probes, which no fit sees, run along: noise of the samples' mean and spread, and stretched samples. Where a
+    2. Probes, which no fit sees, run along: stretched samples and, if asked, noise of their mean and spread. Where a
        quadratic overshoots the activation on them (or on the samples) many times over, the errors of a deep network
        would multiply from site to site: the site falls back to degree 1, and :attr:`fallbacks` says so.
 
     Args:
         inputs: Samples to calibrate on; what they are is for the caller to record.
+        noise: Whether noise is a probe too. It makes up for samples that are few; trained networks answer it with
+            values that no data give, and would lose quadratics that serve them well.
 
     Attributes:
         fallbacks: Site name → what was done and why.
     """
 
-    def __init__(self, inputs: ExampleInputs) -> None:
+    def __init__(self, inputs: ExampleInputs, *, noise: bool = True) -> None:
         self.inputs = inputs
+        self.noise = noise
         self.fallbacks: dict[str, str] = {}
 
     def call(self, module: fx.GraphModule) -> PassResult:
@@ -49,7 +52,7 @@ class CalibratePass(Pass):
             gate.mode, gate.samples, gate.linearised = "calibrate", self.inputs.size, False
         try:
             with torch.no_grad():
-                output = _with_probes(self.inputs).call(module)
+                output = _with_probes(self.inputs, noise=self.noise).call(module)
         finally:
             for gate in gates.values():
                 gate.mode = "run"
@@ -65,7 +68,7 @@ class CalibratePass(Pass):
         return PassResult(module, modified=True)
 
 
-def _with_probes(inputs: ExampleInputs) -> ExampleInputs:
+def _with_probes(inputs: ExampleInputs, *, noise: bool) -> ExampleInputs:
     """The samples followed by the probes, in one batch."""
     generator, count, size = torch.Generator().manual_seed(0), min(_PROBES, inputs.size), inputs.size
 
@@ -73,10 +76,12 @@ def _with_probes(inputs: ExampleInputs) -> ExampleInputs:
         if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != size:
             return value
         if not value.is_floating_point():
-            return torch.cat([value, value[:count], value[:count]])
+            return torch.cat([value, *[value[:count]] * (1 + noise)])
         mean, std = value.mean(), value.std(correction=0)
-        noise = torch.randn(value[:count].shape, generator=generator).to(value) * std + mean
-        return torch.cat([value, noise, (value[:count] - mean) * _STRETCH + mean])
+        wide = (value[:count] - mean) * _STRETCH + mean
+        if not noise:
+            return torch.cat([value, wide])
+        return torch.cat([value, wide, torch.randn(wide.shape, generator=generator).to(value) * std + mean])
 
     args, kwargs = pytree.tree_map(extend, (inputs.args, dict(inputs.kwargs)))
     return ExampleInputs(args, kwargs)

@@ -137,7 +137,7 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        calibrate = CalibratePass(inputs)
+        calibrate = CalibratePass(inputs, noise=given)
         calibrate(self.network)
         self.fallbacks = calibrate.fallbacks
         self._start_scores(inputs, seed)
