@@ -153,6 +153,8 @@ def write_table() -> None:
         "",
         f"torch {version('torch')}, onnxruntime-gpu {version('onnxruntime-gpu')}, CPU, 1 thread.",
         "",
+        "Only the models listed here have been run. `linear`: sites that calibration made degree 1.",
+        "",
     ]
     for path in sorted(RESULTS.glob("coverage-*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
