@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import TransformConfig
 from autorep_fx.config_io import load_yaml, parse_config
 from autorep_fx.cost.resolve import Allowance
-from autorep_fx.errors import CheckpointError, ModelFileError, PlanError
+from autorep_fx.errors import ModelFileError, PlanError
+from autorep_fx.loading import load_weights
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.fingerprint import fingerprint
 from autorep_fx.passes.graphs import sites_of
@@ -85,7 +84,7 @@ def load(folder: Path | str, model: nn.Module | None = None, *, example_inputs: 
     canonical = canonicalize(capture(model, inputs, verification="structure"), passes=config.passes_of("canonicalize"))
     _check_same_model(plan, canonical)
     found = fingerprint(canonical)
-    _load_weights(canonical, folder / "weights.safetensors")
+    load_weights(canonical, folder / "weights.safetensors")
     InsertGatesPass(config)(canonical)
     gateable = plan.original_comparisons - plan.fixed_comparisons
     allowance = Allowance(plan.budget, gateable, plan.fixed_comparisons, plan.allowed)
@@ -123,23 +122,6 @@ def _check_same_model(plan: Plan, module: CapturedModule) -> None:
         received=f"a model with fingerprint {found[:12]}; the plan has {plan.fingerprint[:12]}",
         fix="Build the model with the arguments, and the input shape, that it had when it was transformed.",
     )
-
-
-def _load_weights(module: CapturedModule, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read.", received=str(error), fix="Pass a folder that Compiled.save() wrote."
-        ) from error
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path} does not fit the model.",
-            received=str(error),
-            fix="Pass the model that it was saved from.",
-        ) from error
 
 
 def _apply(gated: GatedModel, plan: Plan) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from autorep_fx.errors import AutorepError, NoSitesError
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.site_graph import build_site_graph
@@ -97,9 +96,7 @@ def inspect(model: nn.Module, example_inputs: Any) -> Inspection:
         DataError: The model cannot take the example inputs.
     """
     inputs = ExampleInputs.of(example_inputs)
-    problems: list[AutorepError] = []
     module = canonicalize(capture(model, inputs), example_inputs=inputs)
     sites = sites_of(module)
-    if not any(site.gateable for site in sites):
-        problems.append(NoSitesError("The model has no activation that gates could replace."))
-    return Inspection(sites, build_site_graph(module), tuple(str(p) for p in problems))
+    problem = () if any(site.gateable for site in sites) else ("there is no activation that gates could replace",)
+    return Inspection(sites, build_site_graph(module), problem)

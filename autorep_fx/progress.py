@@ -61,6 +61,8 @@ class TrainingProgress:
             if point.metric is not None:
                 metric = f" metric {point.metric:.4f}"
             state = f"loss {point.loss:.3f}{metric} kept {point.kept:,} / {point.allowed:,}"
+            if point.step == point.steps:
+                state += ", compiling and exporting"
             self._bars.update(task, completed=point.step, state=state)
 
         return (update,)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-__all__ = ["Site", "SiteGraph", "fixed_comparisons", "gateable_comparisons", "total_comparisons"]
+__all__ = ["Site", "SiteGraph", "fixed_comparisons", "gateable_comparisons"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,6 @@ def gateable_comparisons(sites: Iterable[Site]) -> int:
 def fixed_comparisons(sites: Iterable[Site]) -> int:
     """Nominal comparisons for one sample that stay whatever the gates do."""
     return sum(site.comparisons for site in sites if not site.gateable)
-
-
-def total_comparisons(sites: Iterable[Site]) -> int:
-    """Nominal comparisons for one sample."""
-    return sum(site.comparisons for site in sites)
 
 
 class SiteGraph:

@@ -184,6 +184,8 @@ def test_bad_input_is_told_before_any_work(model: nn.Module, x: torch.Tensor) ->
         autorep_fx.prepare(model, 5, example_inputs=x, config={"sites": {"relu7": {"degree": 1}}})
     with pytest.raises(NoSitesError):
         autorep_fx.prepare(nn.Linear(3, 2), 0.5, example_inputs=torch.randn(2, 3))
+    [problem] = autorep_fx.inspect(nn.Linear(3, 2), torch.randn(2, 3)).problems
+    assert "no activation" in problem
     pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
     with pytest.raises(BudgetInfeasibleError, match=r"below the 54 that no gate can remove[\s\S]*max_pool2d"):
         autorep_fx.prepare(pooled, 0, example_inputs=x)
