@@ -24,6 +24,7 @@ class Site:
         source: ``path/file.py:line`` of the call in the user's code, if known.
         reason: Why it is not gated (it is *fixed*); None for a gateable site.
         total: Nominal comparisons for one sample, where they are no multiple of the elements (softmax); else None.
+        owners: Qualified class names of the modules around the call, the outermost first.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Site:
     source: str | None = None
     reason: str | None = None
     total: int | None = None
+    owners: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:

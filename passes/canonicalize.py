@@ -15,7 +15,7 @@ from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.kinds import KIND_OF_TARGET
 from autorep_fx.passes.graphs import SITE_KEY, finish, samples_shape, site_nodes
 from autorep_fx.passes.infra import Pass, PassResult
-from autorep_fx.passes.source import location, scope
+from autorep_fx.passes.source import location, owners, scope
 from autorep_fx.sites import Site
 
 __all__ = ["CanonicalizePass"]
@@ -156,7 +156,8 @@ def _site(node: fx.Node, names: Counter[str]) -> Site | None:
         return None
     if kind is not None:
         shape = output_shape(node)
-        site = Site(_name(node, kind.name, names), kind.name, shape[1:], kind.comparisons, source=location(node))
+        name, source = _name(node, kind.name, names), location(node)
+        site = Site(name, kind.name, shape[1:], kind.comparisons, source=source, owners=owners(node))
         return _check_gateable(node, site)
     comparisons = fixed_comparisons_of(node)
     if not comparisons:
@@ -164,7 +165,7 @@ def _site(node: fx.Node, names: Counter[str]) -> Site | None:
     operation = operator_name(node)
     return Site(
         _name(node, operation, names), operation, output_shape(node)[1:], 1, source=location(node), total=comparisons,
-        reason=f"{operation} is not an activation that gates replace",
+        reason=f"{operation} is not an activation that gates replace", owners=owners(node),
     )  # fmt: skip
 
 
@@ -178,10 +179,9 @@ def _check_gateable(node: fx.Node, site: Site) -> Site:
     if math.prod(shape) == 0:
         return site.declined("it has no elements")
     if not shape:
-        return Site(site.name, site.kind, (1,), site.comparisons_per_element, source=site.source,
-                    reason="it has one element per sample and no channels")  # fmt: skip
+        return replace(site, shape=(1,)).declined("it has one element per sample and no channels")
     axis = len(shape) - 1 if len(shape) > 1 and _channels_last(node) else 0
-    return Site(site.name, site.kind, shape, site.comparisons_per_element, axis, site.source)
+    return replace(site, shape=shape, channel_axis=axis)
 
 
 def _channels_last(node: fx.Node) -> bool:

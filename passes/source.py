@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-__all__ = ["is_library", "location", "scope"]
+__all__ = ["is_library", "location", "owners", "scope"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TORCH = str(Path(torch.__file__).parent)
@@ -41,4 +41,14 @@ def scope(node: fx.Node) -> tuple[str, str]:
     if not stack:
         return "", ""
     path, owner = list(stack.values())[-1]
-    return str(path), owner if isinstance(owner, str) else f"{owner.__module__}.{owner.__qualname__}"
+    return str(path), _qualified(owner)
+
+
+def owners(node: fx.Node) -> tuple[str, ...]:
+    """Qualified class names of the modules around the call, the outermost first."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return tuple(_qualified(owner) for _, owner in stack.values())
+
+
+def _qualified(owner: str | type) -> str:
+    return owner if isinstance(owner, str) else f"{owner.__module__}.{owner.__qualname__}"

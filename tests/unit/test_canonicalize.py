@@ -124,7 +124,7 @@ def test_every_spelling_is_its_kind(name: str) -> None:
     [(node, site)] = site_nodes(module)
     assert aten_name(node) == target
     assert tuple(node.args[1 : 1 + len(arguments)]) == pytest.approx(arguments)
-    assert site == Site(kind, kind, (4, 6, 6), comparisons, 0, site.source)
+    assert site == Site(kind, kind, (4, 6, 6), comparisons, 0, site.source, owners=(f"{Call.__module__}.Call",))
     assert site.comparisons == 144 * comparisons
     x = torch.randn(3, 4, 6, 6) * 4
     assert torch.equal(module(x), function(x))
