@@ -21,7 +21,7 @@ from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
 from autorep_fx.plan import Plan, check_files
 from autorep_fx.runtime.session import Session
-from autorep_fx.stages import canonicalize, capture, lower
+from autorep_fx.stages import lower, select_sites
 from autorep_fx.training.gated_model import GatedModel
 
 __all__ = ["SavedModel", "load"]
@@ -81,7 +81,7 @@ def load(folder: Path | str, model: nn.Module | None = None, *, example_inputs: 
     check_files(folder)
     config = _settings(folder)
     inputs = ExampleInputs.of(_zeros(folder) if example_inputs is None else example_inputs)
-    canonical = canonicalize(capture(model, inputs, verification="structure"), passes=config.passes_of("canonicalize"))
+    canonical, _ = select_sites(model, inputs, config, verification="structure")
     _check_same_model(plan, canonical)
     found = fingerprint(canonical)
     load_weights(canonical, folder / "weights.safetensors")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from numbers import Integral
 from typing import Any, Literal
 
@@ -130,6 +131,13 @@ class Budget:
         if scaled != scaled.to_integral_value():
             raise _refuse(text)
         return cls.comparisons(int(scaled))
+
+    def of(self, comparisons: int) -> int:
+        """What it allows of ``comparisons``: the number itself, or that fraction of them, rounded down."""
+        if self.kind == "comparisons":
+            return int(self.value)
+        # Fraction of the decimal that the user wrote: 0.29 of 100 is 29, not the 28 of binary floating point.
+        return int(Fraction(repr(self.value)) * comparisons)
 
     def to_json(self) -> dict[str, int | float]:
         """The form that saved files carry: ``{"comparisons": n}`` or ``{"fraction": f}``."""

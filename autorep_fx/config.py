@@ -43,19 +43,20 @@ STAGES = (
     "capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "finetune", "lower", "export"
 )  # fmt: skip
 OPTIONAL_STAGES = frozenset({"train_gates", "finetune"})
-DEFAULT_PASSES = {"canonicalize": ("canonicalize",), "lower": ("fold_batchnorm", "lower_gates")}
+DEFAULT_PASSES = {"canonicalize": ("canonicalize",), "lower": ("fold_constants", "fold_batchnorm", "lower_gates")}
 
 
 class Section(BaseModel):
     """Base of all sections: immutable, unknown keys and infinite numbers refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class GatesConfig(Section):
     """Gates and how their scores start."""
 
     granularity: Granularity = Field("element", description="What one gate decides on.")
+    pools: bool = Field(False, description="Gate max pooling too: per channel, or an affine map of the average.")
     init: Literal["sensitivity", "random"] = Field(
         "sensitivity",
         description="Scores start from the rank of the measured output error, or from U(0, 1) as in AutoReP.",
@@ -116,14 +117,44 @@ class OutputsConfig(Section):
     report: bool = True
 
 
+def _budget(value: Any) -> Budget:
+    try:
+        return Budget.parse(value)
+    except BudgetError as error:
+        raise ValueError(str(error)) from error
+
+
+BudgetField = Annotated[
+    Budget,
+    BeforeValidator(_budget),
+    PlainSerializer(lambda budget: budget.to_json()),
+    WithJsonSchema(
+        {
+            "description": "'12.9K', '5%', an integer, or {comparisons: n} / {fraction: f}.",
+            "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "object"}],
+        }
+    ),
+]
+
+
 class SiteConfig(Section):
     """Settings of single sites; unset ones fall back to the sections."""
 
-    mode: Literal["gate", "ignore", "replace"] = Field(
-        "gate", description="gate; leave alone (its comparisons become fixed); or replace entirely."
+    mode: Literal["gate", "keep", "replace", "ignore"] = Field(
+        "gate",
+        description="gate; keep entirely, within the budget; replace entirely; or ignore: comparisons become fixed.",
     )
     granularity: Granularity | None = None
     degree: int | None = Field(None, ge=0, le=2)
+    budget: BudgetField | None = Field(
+        None, description="Of each site: what it may keep, as a number or as a fraction of its own comparisons."
+    )
+
+    @model_validator(mode="after")
+    def _share_of_a_gate(self) -> SiteConfig:
+        if self.budget is not None and self.mode != "gate":
+            raise ValueError(f"A budget of its own is for sites that are gated; this one has mode {self.mode!r}.")
+        return self
 
 
 class PassConfig(Section):
@@ -175,7 +206,12 @@ class TransformConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     export: ExportConfig = ExportConfig()
     outputs: OutputsConfig = OutputsConfig()
-    sites: dict[str, SiteConfig] = Field({}, description="Settings by site name or glob; later entries win.")
+    substitute: dict[str, str] = Field(
+        {}, description="Before gating, by kind, site name, glob or module class: silu: relu, max_pool2d: avg_pool2d."
+    )
+    sites: dict[str, SiteConfig] = Field(
+        {}, description="Settings by site name, glob, kind:KIND or class:CLASS; later entries win."
+    )
     stages: tuple[StageConfig, ...] = Field(default_factory=_default_stages)
     verification: Literal["structure", "numeric", "off"] = Field(
         "numeric", description="Checks at stage boundaries; the export is always checked."
@@ -202,17 +238,20 @@ class TransformConfig(Section):
 
 
 class ModelConfig(Section):
-    """A model: one of the zoo, or a function that makes it."""
+    """A model: one of the zoo or of a library, or a function that makes it."""
 
     zoo: str | None = Field(None, description="Name in the model zoo.")
     factory: str | None = Field(None, description="module:function that returns the model.")
-    args: dict[str, Any] = Field({}, description="Keyword arguments of either.")
+    spec: str | None = Field(
+        None, description="zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG or module:function, as inspect takes it."
+    )
+    args: dict[str, Any] = Field({}, description="Keyword arguments of what makes the model.")
     checkpoint: Path | None = Field(None, description="safetensors file or state dict with its weights.")
 
     @model_validator(mode="after")
     def _one(self) -> ModelConfig:
-        if (self.zoo is None) == (self.factory is None):
-            raise ValueError("Name the model by exactly one of 'zoo' and 'factory'.")
+        if sum(name is not None for name in (self.zoo, self.factory, self.spec)) != 1:
+            raise ValueError("Name the model by 'spec', or by exactly one of 'zoo' and 'factory'.")
         return self
 
 
@@ -233,30 +272,8 @@ class DataConfig(Section):
     augment: bool = Field(True, description="Random shifts (digits), random crops and flips (cifar).")
 
 
-def _budget(value: Any) -> Budget:
-    try:
-        return Budget.parse(value)
-    except BudgetError as error:
-        raise ValueError(str(error)) from error
-
-
-BudgetField = Annotated[
-    Budget,
-    BeforeValidator(_budget),
-    PlainSerializer(lambda budget: budget.to_json()),
-    WithJsonSchema(
-        {
-            "description": "'12.9K', '5%', an integer, or {comparisons: n} / {fraction: f}.",
-            "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "object"}],
-        }
-    ),
-]
-
-
 class PipelineConfig(TransformConfig):
     """A pipeline file: model, data, budget, stages, training, outputs and seed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     model: ModelConfig
     data: DataConfig | None = DataConfig()

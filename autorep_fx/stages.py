@@ -26,12 +26,15 @@ from autorep_fx.passes.fingerprint import fingerprint
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
+from autorep_fx.passes.site_settings import SiteSettingsPass
 from autorep_fx.passes.stages import check_canonical, check_captured, check_equal, tolerance_of
+from autorep_fx.passes.substitute import SubstitutePass
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.trainer import GateTrainer
 
 __all__ = [
-    "calibrate", "canonicalize", "capture", "export", "finetune", "lower", "prepare", "project", "train_gates",
+    "calibrate", "canonicalize", "capture", "export", "finetune", "lower", "prepare", "project", "select_sites",
+    "train_gates",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,37 @@ def canonicalize(
     return captured
 
 
+def select_sites(
+    model: nn.Module, inputs: ExampleInputs, settings: TransformConfig, *, verification: str | None = None
+) -> tuple[CapturedModule, list[str]]:
+    """From a model to the canonical graph that settings ask for: substituted, its gateable sites settled.
+
+    Args:
+        model: The model, or a module that :func:`capture` returned.
+        inputs: Example inputs.
+        settings: Settings.
+        verification: Another level than that of the settings.
+
+    Returns:
+        The graph, and a note per substituted site.
+
+    Raises:
+        ConfigError: Substitutions or settings of sites do not fit the model.
+    """
+    level = settings.verification if verification is None else verification
+    substitute = SubstitutePass(settings.substitute)  # a name that nothing can become is told before any work
+    captured = capture(model, inputs, verification=level)
+    canonical = canonicalize(
+        captured, passes=settings.passes_of("canonicalize"), example_inputs=inputs, verification=level
+    )
+    if settings.substitute:
+        substitute(canonical)
+        if level != "off":
+            check_canonical(canonical)
+    SiteSettingsPass(settings)(canonical)
+    return canonical, [f"{name}: {text}" for name, text in substitute.changed.items()]
+
+
 def prepare(
     model: nn.Module,
     budget: Any,
@@ -95,7 +129,7 @@ def prepare(
     """Gate a model, for users who train it in their own loop.
 
     True afterwards: each gateable site is one gated activation, everything is kept, and outputs and gradients are
-    those of the model.
+    those of the model (with its substitutions; and without the sites that settings replace for good).
 
     Args:
         model: The trained model, or a module that :func:`capture` returned.
@@ -106,24 +140,20 @@ def prepare(
     Raises:
         BudgetInfeasibleError: The budget is below what no gate can remove.
         NoSitesError: Nothing can be gated.
+        ConfigError: Settings do not fit the model.
     """
     settings = parse_config(config)
     inputs = ExampleInputs.of(example_inputs)
     wanted = Budget.parse(budget)
-    captured = capture(model, inputs, verification=settings.verification)
-    canonical = canonicalize(
-        captured,
-        passes=settings.passes_of("canonicalize"),
-        example_inputs=inputs,
-        verification=settings.verification,
-    )
+    canonical, notes = select_sites(model, inputs, settings)
     numeric = settings.verification == "numeric"
     before = copy.deepcopy(canonical) if numeric else canonical
     digest = fingerprint(canonical)
-    resolve(wanted, sites_of(canonical))  # a budget that cannot be met is told before gates are made
+    allowance = resolve(wanted, sites_of(canonical))  # a budget that cannot be met is told before gates are made
     InsertGatesPass(settings)(canonical)
-    gated = GatedModel(canonical, resolve(wanted, sites_of(canonical)), settings, inputs, fingerprint=digest)
-    if numeric and not any(gate.pinned for gate in gated.gates.values()):
+    gated = GatedModel(canonical, allowance, settings, inputs, fingerprint=digest)
+    gated.notes = notes
+    if numeric and not any(gate.pinned == "replaced" for gate in gated.gates.values()):
         check_equal("prepare", gated, before, inputs, 0.0)
     return gated
 

@@ -9,6 +9,7 @@ from autorep_fx.config import PassConfig
 from autorep_fx.errors import ConfigError, did_you_mean
 from autorep_fx.passes.canonicalize import CanonicalizePass
 from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
+from autorep_fx.passes.fold_constants import FoldConstantsPass
 from autorep_fx.passes.infra import Pass, Pipeline
 from autorep_fx.passes.lower_gates import LowerGatesPass
 
@@ -16,6 +17,7 @@ __all__ = ["CATALOGUE", "build_pipeline"]
 
 CATALOGUE: dict[str, type[Pass]] = {
     "canonicalize": CanonicalizePass,
+    "fold_constants": FoldConstantsPass,
     "fold_batchnorm": FoldBatchnormPass,
     "lower_gates": LowerGatesPass,
 }

@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 
 from autorep_fx.config import SiteConfig, TransformConfig
 from autorep_fx.errors import NoSitesError
-from autorep_fx.gates import GatedActivation
+from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.graphs import SITE_KEY, finish, site_nodes, sites_of
 from autorep_fx.passes.infra import Pass, PassResult
-from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.passes.pools import AVERAGES, average_call
+from autorep_fx.passes.site_settings import own_allowance, settings_by_site
 from autorep_fx.polynomials import FitLimits
 
 __all__ = ["InsertGatesPass", "gates_of"]
@@ -27,8 +28,8 @@ _HOLDER = "autorep_gates"
 class InsertGatesPass(Pass):
     """Replaces each gateable site with a call of its own :class:`GatedActivation`.
 
-    1. A site whose settings say ``ignore`` is declined and becomes fixed.
-    2. A site whose settings say ``replace`` is gated with nothing kept, for good.
+    1. A site whose settings say ``keep`` or ``replace`` is gated with everything or nothing kept, for good.
+    2. Max pooling that the settings gate becomes a :class:`GatedPool`, which decides per channel.
     3. Directly after a batch norm the polynomial starts from that norm's scale and shift, elsewhere from N(0, 1):
        a start for users who do not calibrate.
 
@@ -49,10 +50,7 @@ class InsertGatesPass(Pass):
         settings = settings_by_site(self.config, sites_of(module))
         modified = False
         for node, site in list(site_nodes(module)):
-            if site.gateable and settings[site.name].mode == "ignore":
-                node.meta[SITE_KEY] = site.declined("ignored by the settings")
-                modified = True
-            elif site.gateable:
+            if site.gateable:
                 self._insert(module, node, settings[site.name])
                 modified = True
         if not gates_of(module):
@@ -65,23 +63,31 @@ class InsertGatesPass(Pass):
         return PassResult(module, modified)
 
     def _insert(self, module: fx.GraphModule, node: fx.Node, settings: SiteConfig) -> None:
-        site = node.meta[SITE_KEY]
-        polynomials = self.config.polynomials
-        assert settings.granularity is not None
-        assert settings.degree is not None
-        gate = GatedActivation(
-            site, _function(node), granularity=settings.granularity, degree=settings.degree,
-            band=self.config.gates.band, c2_scale=polynomials.c2_scale,
-            limits=FitLimits(polynomials.sigma_floor, polynomials.c2_bound),
-            fit_arguments=tuple(a for a in node.args[1:] if isinstance(a, (int, float))),
-            pinned=settings.mode == "replace", like=_like(module, node),
-        )  # fmt: skip
+        gate = self._gate(module, node, settings)
         _start_from_norm(module, node, gate)
         with module.graph.inserting_before(node):
-            call = module.graph.call_module(_register(module, site.name, gate), (node.args[0],))
+            call = module.graph.call_module(_register(module, gate.site.name, gate), (node.args[0], *_parameters(node)))
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
+
+    def _gate(self, module: fx.GraphModule, node: fx.Node, settings: SiteConfig) -> GatedActivation:
+        site, polynomials = node.meta[SITE_KEY], self.config.polynomials
+        options: dict[str, Any] = {
+            "granularity": settings.granularity, "degree": settings.degree, "band": self.config.gates.band,
+            "c2_scale": polynomials.c2_scale, "limits": FitLimits(polynomials.sigma_floor, polynomials.c2_bound),
+            "fit_arguments": tuple(a for a in node.args[1:] if isinstance(a, (int, float))),
+            "pinned": {"keep": "kept", "replace": "replaced"}.get(settings.mode),
+            "own_allowed": own_allowance(settings.budget, site), "like": _like(module, node),
+        }  # fmt: skip
+        if site.kind not in AVERAGES:
+            parameter = next((_parameter(module, value) for value in _parameters(node)), None)
+            return GatedActivation(site, _function(node), parameter=parameter, **options)
+        target, arguments = average_call(node)
+        by_channel = {"granularity": "site" if settings.granularity == "site" else "channel"}
+        return GatedPool(
+            site, _function(node), average=partial(_call, target, arguments, {}), **{**options, **by_channel}
+        )
 
     def ensures(self, result: PassResult) -> None:
         """No gateable site is left without a gate."""
@@ -101,14 +107,20 @@ def gates_of(module: fx.GraphModule) -> dict[str, GatedActivation]:
     return result
 
 
-def _function(node: fx.Node) -> Callable[[Tensor], Tensor]:
+def _parameters(node: fx.Node) -> list[fx.Node]:
+    """Tensor arguments after the input, such as the slopes of a PReLU: the gate is called with them too."""
+    return [value for value in node.args[1:] if isinstance(value, fx.Node)]
+
+
+def _function(node: fx.Node) -> Callable[..., Tensor]:
     assert callable(node.target)
-    function: Any = partial(_call, node.target, tuple(node.args[1:]), dict(node.kwargs))
+    scalars = tuple(value for value in node.args[1:] if not isinstance(value, fx.Node))
+    function: Any = partial(_call, node.target, scalars, dict(node.kwargs))
     return function  # type: ignore[no-any-return]
 
 
-def _call(target: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
-    return target(x, *args, **kwargs)
+def _call(target: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> Tensor:
+    return target(*tensors, *args, **kwargs)
 
 
 def _like(module: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from autorep_fx.gates import GatedActivation
+from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.graphs import SITE_KEY, add_buffer, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
@@ -61,7 +61,7 @@ class _Lowering:
         self.path = "autorep_lowered." + str(node.target).rpartition(".")[2]
 
     def run(self) -> None:
-        gate, [x] = self.gate, self.node.args
+        gate, x = self.gate, self.node.args[0]
         assert isinstance(x, fx.Node)
         kept = gate.kept.expand(gate.site.shape)
         by_channel = kept.movedim(gate.site.channel_axis, 0).reshape(gate.site.channels, -1)
@@ -86,18 +86,27 @@ class _Lowering:
     def _buffer(self, name: str, value: Tensor) -> fx.Node:
         return self.graph.get_attr(add_buffer(self.module, f"{self.path}.{name}", value))
 
-    def _activation(self, x: fx.Node) -> fx.Node:
-        target, args, kwargs = self.gate.function.args  # type: ignore[attr-defined]
-        node = self._emit(target, x, *args)
+    def _activation(self, x: fx.Node, channels: Tensor | None = None) -> fx.Node:
+        """The activation of ``x``, whose axis 1 holds ``channels``; of all, for None."""
+        target, args, kwargs = self.gate.activation.args  # type: ignore[attr-defined]
+        parameters: Any = self.node.args[1:]
+        if parameters and channels is not None and self.gate.parameter.numel() > 1:  # type: ignore[union-attr]
+            [parameter] = parameters
+            index = self._buffer(f"channels_from{int(channels[0])}", channels)
+            parameters = (self._emit(aten.index_select.default, parameter, 0, index),)
+        node = self._emit(target, x, *parameters, *args)
         node.kwargs = kwargs
         return node
 
     def _polynomial(self, x: fx.Node, channels: Any, label: str) -> fx.Node:
-        """Rule 2: ``(c2·x + c1)·x + c0`` on ``channels`` of the coefficients."""
+        """Rule 2: ``(c2·x + c1)·x + c0`` on ``channels`` of the coefficients; of the average, for a pool."""
         shape = [1] * len(self.gate.site.shape)
         shape[self.gate.site.channel_axis] = -1
         rows = self.gate.coefficients.detach()[:, channels]
         rows = rows if self.gate.degree < 2 or bool(rows[2].any()) else rows[:2]
+        if isinstance(self.gate, GatedPool):
+            target, arguments, _ = self.gate.average.args  # type: ignore[attr-defined]
+            x = self._emit(target, x, *arguments)
         constants = [self._buffer(f"{label}_c{k}", row.reshape(shape)) for k, row in enumerate(rows)]
         if len(constants) == 1:
             sizes = list(self.gate.site.shape)
@@ -117,10 +126,10 @@ class _Lowering:
         parts = []
         for start, stop in pairwise(bounds):
             part = self._emit(aten.slice.Tensor, x, self.axis, start, stop)
-            active = bool(kept[start])
-            parts.append(
-                self._activation(part) if active else self._polynomial(part, slice(start, stop), f"from{start}")
-            )
+            if bool(kept[start]):
+                parts.append(self._activation(part, torch.arange(start, stop)))
+            else:
+                parts.append(self._polynomial(part, slice(start, stop), f"from{start}"))
         return self._emit(aten.cat.default, parts, self.axis)
 
     def _gathered_channels(self, x: fx.Node, kept: Tensor) -> fx.Node:
@@ -129,7 +138,7 @@ class _Lowering:
         active = self._emit(aten.index_select.default, x, self.axis, self._buffer("kept", order[:count]))
         rest = self._emit(aten.index_select.default, x, self.axis, self._buffer("replaced", order[count:]))
         polynomial = self._polynomial(rest, order[count:], "rest")
-        joined = self._emit(aten.cat.default, [self._activation(active), polynomial], self.axis)
+        joined = self._emit(aten.cat.default, [self._activation(active, order[:count]), polynomial], self.axis)
         inverse = self._buffer("order", torch.argsort(order))
         return self._emit(aten.index_select.default, joined, self.axis, inverse)
 
@@ -139,7 +148,8 @@ class _Lowering:
         kept_index = self._buffer("kept", index)
         polynomial = self._emit(aten.flatten.using_ints, self._polynomial(x, slice(None), "all"), 1)
         flat = self._emit(aten.flatten.using_ints, x, 1)
-        active = self._activation(self._emit(aten.index_select.default, flat, 1, kept_index))
+        values = self._emit(aten.index_select.default, flat, 1, kept_index)
+        active = self._activation(values, index // kept[0].numel())
         rows = self._emit(aten.sym_size.int, x, 0)
         wide = self._emit(aten.expand.default, kept_index, [rows, len(index)])
         written = self._emit(aten.scatter.src, polynomial, 1, wide, active)

@@ -2,7 +2,7 @@
 
 Every symbolic size is set to 1 (one sample), shapes are inferred anew, and each operator is counted by the
 convention of the papers: one per element of an activation, two where it clips on two sides, window − 1 per output of
-a max pool, n − 1 per maximum of n.
+a max pool, n − 1 per maximum of n. An integer part, an equality and a truth value taken of numbers are one each.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ import onnx
 from onnx import numpy_helper, shape_inference
 
 ONE_PER_ELEMENT = {
-    "Abs", "Celu", "Elu", "Erf", "Gelu", "Greater", "GreaterOrEqual", "LeakyRelu", "Less", "LessOrEqual", "Max",
-    "Min", "Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Sign", "Softplus", "Swish", "Tanh",
+    "Abs", "Ceil", "Celu", "Elu", "Equal", "Erf", "Floor", "Gelu", "Greater", "GreaterOrEqual", "LeakyRelu", "Less",
+    "LessOrEqual", "Max", "Min", "Mish", "Mod", "PRelu", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus",
+    "Swish", "Tanh",
 }  # fmt: skip
 TWO_PER_ELEMENT = {"HardSigmoid", "HardSwish"}
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 MAXIMA = {"GlobalMaxPool", "ReduceMax", "ReduceMin", "ReduceLogSumExp"}
 MAXIMA_ALONG_AN_AXIS = {"ArgMax": 0, "ArgMin": 0, "LogSoftmax": -1, "Softmax": -1}
 # Operators that compare nothing secret. What is in no list is an error, so that nothing is overlooked.
 FREE = {
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Concat", "Constant", "ConstantOfShape", "Conv",
-    "ConvTranspose", "Cos", "Div", "Equal", "Exp", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
-    "Gemm", "GlobalAveragePool", "GroupNormalization", "Identity", "InstanceNormalization", "LayerNormalization",
-    "Log", "MatMul", "Mul", "Neg", "Not", "Pad", "Pow", "Range", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "ScatterElements", "ScatterND", "Shape", "Sin", "Size",
-    "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Add", "And", "AveragePool", "BatchNormalization", "Concat", "Constant", "ConstantOfShape", "Conv",
+    "ConvTranspose", "Cos", "CumSum", "Div", "Exp", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "Gemm", "GlobalAveragePool", "GroupNormalization", "Identity", "InstanceNormalization", "IsInf", "IsNaN",
+    "LayerNormalization", "Log", "MatMul", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Range", "Reciprocal",
+    "ReduceL2", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "ScatterElements",
+    "ScatterND", "Shape", "Sin", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where",
 }  # fmt: skip
 
 
@@ -49,7 +52,7 @@ def by_node(path: Path | str) -> dict[str, int]:
     for node in graph.proto.node:
         if any(attribute.HasField("g") for attribute in node.attribute):
             raise ValueError(f"How often the subgraph of the operator {node.op_type} runs is unknown.")
-        secret = [name for name in node.input if name and name not in graph.constants]
+        secret = [name for name in node.input if name and name not in graph.public]
         if node.op_type in FREE or not secret or not graph.holds_floats(node.input[0]):
             continue
         if _belongs_to_a_softplus(graph.proto, node):
@@ -57,6 +60,30 @@ def by_node(path: Path | str) -> dict[str, int]:
         number = _comparisons(node, graph.shape, graph.constants)
         if number:
             result[node.output[0]] = number
+    return result
+
+
+def by_output(path: Path | str, names: list[str], counts: dict[str, int]) -> dict[str, int]:
+    """Counts by node name or first output, summed over the nodes that lead to each output.
+
+    Args:
+        path: The file.
+        names: What its outputs are called in the result, in order; those of one name are added.
+        counts: Comparisons by the name of a node or of its first output.
+    """
+    graph = onnx.load(str(path)).graph
+    maker = {output: node for node in graph.node for output in node.output}
+    result = dict.fromkeys(names, 0)
+    seen: set[str] = set()
+    for name, output in zip(names, graph.output, strict=True):
+        queue = [output.name]
+        while queue:
+            node = maker.get(queue.pop())
+            if node is None or node.output[0] in seen:
+                continue
+            seen.add(node.output[0])
+            result[name] += counts.get(node.name, 0) + counts.get(node.output[0], 0)
+            queue += node.input
     return result
 
 
@@ -68,6 +95,10 @@ class _Graph:
         for node in proto.node:
             if node.op_type == "Constant":
                 self.constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        self.public = set(self.constants)
+        for node in proto.node:
+            if node.op_type in ("Shape", "Size") or (node.input and all(n in self.public for n in node.input if n)):
+                self.public.update(node.output)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.constants:
@@ -83,8 +114,7 @@ class _Graph:
             return bool(np.issubdtype(self.constants[name].dtype, np.floating))
         if name not in self.values:
             raise ValueError(f"The type of {name} is unknown.")
-        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-        return self.values[name].elem_type in floats
+        return self.values[name].elem_type in FLOATS
 
 
 def _one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -112,6 +142,10 @@ def _comparisons(
     if operator == "Clip":
         bounds = [constants.get(name, np.zeros(())) for name in node.input[1:3] if name]
         return given * sum(bool(np.isfinite(bound).all()) for bound in bounds)
+    if operator == "Cast":
+        return 0 if attributes["to"] in FLOATS else given
+    if operator == "ReduceL1":
+        return taken
     if operator == "MaxPool":
         return given * (math.prod(attributes["kernel_shape"]) - 1)
     if operator in MAXIMA:

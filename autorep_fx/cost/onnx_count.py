@@ -19,7 +19,12 @@ _FLOATING = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 }  # fmt: skip
 _RECURRENT = {"LSTM", "GRU", "RNN"}
-_PER_ELEMENT = {op: kind.comparisons for kind in KINDS.values() for op in kind.onnx}
+# Their results are public whatever they are taken of.
+_SIZES = {"Shape", "Size"}
+_INTEGERS = {
+    onnx.TensorProto.BOOL, onnx.TensorProto.INT8, onnx.TensorProto.INT16, onnx.TensorProto.INT32,
+    onnx.TensorProto.INT64, onnx.TensorProto.UINT8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,15 @@ class _Counter:
         for info in (*graph.input, *graph.output, *graph.value_info):
             if info.type.tensor_type.HasField("shape"):
                 self.shapes[info.name] = per_sample([_size(d) for d in info.type.tensor_type.shape.dim])
-        self.types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info)}
+        self.types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
+        self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.per_element = {operator: kind.comparisons for kind in KINDS.values() for operator in kind.onnx}
         self.constants: dict[str, onnx.TensorProto | None] = {tensor.name: tensor for tensor in graph.initializer}
         self.shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         for node in graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-                self.constants[node.output[0]] = node.attribute[0].t
+            if node.op_type == "Constant" and node.attribute:
+                value = node.attribute[0]
+                self.constants[node.output[0]] = value.t if value.HasField("t") else None
         self.softplus_inputs = {node.input[0] for node in graph.node if node.op_type == "Softplus"}
 
     def counts(self) -> list[NodeCount]:
@@ -97,8 +105,9 @@ class _Counter:
                     f"Node {node.name} ({node.op_type}) holds a subgraph, whose runs cannot be counted.",
                     fix="Export the model without control flow.",
                 )
-            if node.input and all(name in self.constants for name in node.input if name):
-                self.constants.update(dict.fromkeys(node.output))  # computed from constants: no secret, no cost
+            public = all(name in self.constants for name in node.input if name)
+            if node.input and (public or node.op_type in _SIZES):
+                self.constants.update(dict.fromkeys(node.output))  # computed from what is public: no cost
                 continue
             number = self._comparisons(node)
             if number:
@@ -107,15 +116,19 @@ class _Counter:
 
     def _comparisons(self, node: onnx.NodeProto) -> int:
         operator = node.op_type
+        if not node.input or self._on_integers(node):
+            return 0
         if operator == "Clip":
             return math.prod(self._shape(node, node.output[0])) * self._clip_sides(node)
-        if operator in _PER_ELEMENT:
-            return math.prod(self._shape(node, node.output[0])) * _PER_ELEMENT[operator]
+        if operator in self.per_element:
+            return math.prod(self._shape(node, node.output[0])) * self.per_element[operator]
         family = ONNX_FAMILIES.get(operator)
-        if family is None or self._on_integers(node) or self._part_of_softplus(node):
+        if family is None or self._part_of_softplus(node):
             return 0
         inputs, output = self._shape(node, node.input[0]), self._shape(node, node.output[0])
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if family == "cast" and attributes["to"] not in _INTEGERS:
+            return 0
         window = math.prod(attributes.get("kernel_shape", ()))
         length = inputs[attributes.get("axis", -1 if family != "argmax" else 0)] if inputs else 1
         if family == "attention":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autorep_fx.gates.activation import GatedActivation
+from autorep_fx.gates.pool import GatedPool
 from autorep_fx.gates.selection import select
 
-__all__ = ["GatedActivation", "select"]
+__all__ = ["GatedActivation", "GatedPool", "select"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,25 +30,29 @@ class GatedActivation(nn.Module):
 
     Args:
         site: The site, whose output has shape ``(N, *site.shape)``.
-        function: The activation.
+        function: The activation, of the input and of the parameter that it has, if any.
         granularity: ``element``, ``channel`` or ``site``.
         degree: Degree of the polynomial, 0 to 2.
         band: Hysteresis θ: a kept gate flips when its score is below −θ, a replaced one when it is above +θ.
         c2_scale: The quadratic coefficient is this times its parameter, so that it trains slowly.
         limits: Bounds of the fits.
         fit_arguments: Scalar arguments of the activation, such as the bounds of a clip.
-        pinned: Nothing is kept, and no score changes that.
+        parameter: The parameter of the activation, such as the slopes of a PReLU. The model owns and trains it: calls
+            bring its value, and the last one is what fits go by.
+        pinned: ``kept`` or ``replaced``: the state of every unit, which no score changes.
+        own_allowed: Nominal comparisons that this site may keep, apart from the others; None for a common pot.
         like: A tensor whose device and dtype the parameters take.
     """
 
     def __init__(
-        self, site: Site, function: Callable[[Tensor], Tensor], *, granularity: str, degree: int, band: float,
+        self, site: Site, function: Callable[..., Tensor], *, granularity: str, degree: int, band: float,
         c2_scale: float, limits: FitLimits, fit_arguments: tuple[float, ...], like: Tensor,
-        pinned: bool = False,
+        parameter: Tensor | None = None,
+        pinned: Literal["kept", "replaced"] | None = None, own_allowed: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.site = site
-        self.function = function
+        self.activation = function
         self.granularity = granularity
         self.degree = degree
         self.band = band
@@ -56,6 +60,7 @@ class GatedActivation(nn.Module):
         self.limits = limits
         self.fit_arguments = fit_arguments
         self.pinned = pinned
+        self.own_allowed = own_allowed
         self.linearised = False  # calibration found that a quadratic overshoots here
         self.samples = 0  # rows of a calibration batch that are samples; the rest are probes
         self.mode = "run"
@@ -63,16 +68,23 @@ class GatedActivation(nn.Module):
         options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         shape = self._unit_shape()
         self.score = nn.Parameter(torch.ones(shape, **options))
+        self.parameter: Tensor | None
+        self.register_buffer("parameter", None if parameter is None else parameter.detach().clone(), persistent=False)
         self.raw_coefficients = nn.Parameter(torch.zeros(degree + 1, site.channels, **options))
         self.kept: Tensor
-        self.register_buffer("kept", torch.full(shape, not pinned, device=like.device))
+        self.register_buffer("kept", torch.full(shape, pinned != "replaced", device=like.device))
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.zeros(site.channels, dtype=torch.float64, device=like.device))
-        self.register_buffer("std", torch.ones(site.channels, dtype=torch.float64, device=like.device))
         self.input_range: Tensor
-        self.register_buffer("input_range", torch.full((2,), torch.nan, dtype=torch.float64, device=like.device))
+        self._make_moments(like.device)
         self.refit()
+
+    def _make_moments(self, device: torch.device) -> None:
+        """Register the moments that fits are made from: those of N(0, 1) until others are measured."""
+        options: dict[str, Any] = {"device": device, "dtype": torch.float64}
+        self.register_buffer("mean", torch.zeros(self.site.channels, **options))
+        self.register_buffer("std", torch.ones(self.site.channels, **options))
+        self.register_buffer("input_range", torch.full((2,), torch.nan, **options))
 
     def _unit_shape(self) -> tuple[int, ...]:
         if self.granularity == "element":
@@ -116,8 +128,19 @@ class GatedActivation(nn.Module):
             result = result * x + coefficient
         return result
 
-    def forward(self, x: Tensor) -> Tensor:
+    def function(self, x: Tensor, channel: int | None = None) -> Tensor:
+        """The activation as the last call knew it, of ``x`` ``(N, *shape)``, or of values of one channel."""
+        if self.parameter is None:
+            result: Tensor = self.activation(x)
+            return result
+        parameter = self.parameter if channel is None or self.parameter.numel() == 1 else self.parameter[[channel]]
+        result = self.activation(x, parameter.to(x))
+        return result
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """Activation or polynomial of ``x`` ``(N, *shape)`` by the state of the gates."""
+        if self.parameter is not None:
+            self.parameter.copy_(parameters[0].detach())
         if self.mode == "calibrate":
             return self._calibrate(x)
         if self.mode == "measure":
@@ -125,12 +148,14 @@ class GatedActivation(nn.Module):
             self.reach = self._reach(x)
         elif self.mode == "observe":
             self.observe(x, momentum=_MOMENTUM)
-        return mix(self.function(x), self.polynomial(x), self.kept, self.score)
+        return mix(self.activation(x, *parameters), self.polynomial(x), self.kept, self.score)
 
     def _calibrate(self, x: Tensor) -> Tensor:
         """Fit to the first ``samples`` rows of ``x``; linear, where a quadratic overshoots on any row."""
         self.observe(x[: self.samples])
         self.refit()
+        if self.pinned == "kept":
+            return self.function(x)
         result = self.polynomial(x)
         if self.degree == 2:
             largest = float(self.function(x).abs().max())
@@ -165,16 +190,22 @@ class GatedActivation(nn.Module):
     def refit(self) -> None:
         """Fit the polynomial to the recorded distribution."""
         coefficients = fit_site(
-            self.site.kind, self.fit_arguments, self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
+            self.site.kind, self._fit_arguments(), self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
             min(self.degree, 1) if self.linearised else self.degree, self.limits,
         )  # fmt: skip
         padding = self.degree + 1 - len(coefficients)
         self.set_coefficients(torch.from_numpy(np.pad(coefficients, ((0, padding), (0, 0)))))
 
+    def _fit_arguments(self) -> tuple[Any, ...]:
+        """Scalar arguments, or the parameter with one value per channel."""
+        if self.parameter is None:
+            return self.fit_arguments
+        return (self.parameter.double().expand(self.site.channels).cpu().numpy(),)
+
     @torch.no_grad()
     def update_state(self) -> None:
         """Flip kept gates whose score is below −band, and replaced ones whose score is above +band."""
-        if self.pinned:
+        if self.pinned is not None:
             return
         threshold = torch.where(self.kept, -self.band, self.band)
         self.kept.copy_(torch.where(self.kept, self.score >= threshold, self.score > threshold))

@@ -34,6 +34,8 @@ def select(scores: Scores, costs: Costs, allowance: int) -> Mask:
     Returns:
         ``(n,)`` mask of the kept units.
     """
+    if len(costs) and costs.min() == costs.max():
+        return _highest(np.asarray(scores), allowance // int(costs[0]))
     order = np.argsort(-np.asarray(scores, dtype=np.float64), kind="stable")
     kept = _greedy(order, costs, allowance)
     rest = allowance - int(costs[kept].sum())
@@ -53,6 +55,19 @@ def select(scores: Scores, costs: Costs, allowance: int) -> Mask:
             core[filled] = True
             return core
         given_back *= 4  # with all given back the target is reachable by its definition
+
+
+def _highest(scores: Scores, count: int) -> Mask:
+    """The ``count`` highest scores, ties by position: all there is to choose where every unit costs the same."""
+    if count >= len(scores):
+        return np.ones(len(scores), dtype=bool)
+    if count == 0:
+        return np.zeros(len(scores), dtype=bool)
+    lowest = np.partition(scores, len(scores) - count)[len(scores) - count]
+    kept: Mask = scores > lowest
+    ties = np.flatnonzero(scores == lowest)
+    kept[ties[: count - int(kept.sum())]] = True
+    return kept
 
 
 def _greedy(order: npt.NDArray[np.int64], costs: Costs, allowance: int) -> Mask:

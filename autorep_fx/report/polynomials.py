@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autorep_fx.gates import GatedActivation
+from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.report.data import ReportPolynomial
 from autorep_fx.training.gated_model import GatedModel
@@ -26,7 +26,7 @@ def measure_polynomials(model: GatedModel, inputs: ExampleInputs, *, most: int =
         inputs: Samples to measure on.
         most: Sites to measure.
     """
-    replaced = [gate for gate in model.gates.values() if not bool(gate.kept.all())]
+    replaced = [g for g in model.gates.values() if not bool(g.kept.all()) and not isinstance(g, GatedPool)]
     if not replaced:
         return ()
     chosen = [replaced[i] for i in np.unique(np.linspace(0, len(replaced) - 1, min(most, len(replaced))).astype(int))]
@@ -49,6 +49,6 @@ def _measure(gate: GatedActivation, x: Tensor) -> ReportPolynomial:
     channels = x.transpose(0, gate.site.channel_axis + 1).flatten(1).double().cpu()
     channel = int(channels.std(1).argmax())
     counts, edges = np.histogram(channels[channel].numpy(), bins=_BINS)
-    activation = gate.function(torch.from_numpy(edges)).numpy()
+    activation = gate.function(torch.from_numpy(edges), channel).numpy()
     coefficients = gate.coefficients.detach().double().cpu().numpy()[:, channel]
     return ReportPolynomial(gate.site.name, gate.site.kind, channel, coefficients, edges, counts, activation)

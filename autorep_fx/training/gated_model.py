@@ -18,6 +18,7 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import gates_of
+from autorep_fx.passes.pots import Pot, check_shares, lower_scores, pots
 from autorep_fx.passes.project_budget import ProjectBudgetPass
 from autorep_fx.passes.sensitivity import output_errors
 from autorep_fx.sites import Site
@@ -44,6 +45,9 @@ class GatedModel(nn.Module):
         example: The example inputs that the model was captured with.
         fingerprint: Digest of the canonical graph.
 
+    Raises:
+        BudgetInfeasibleError: Single sites are to keep more than the budget allows.
+
     Attributes:
         allowance: The resolved budget.
         sample: The inputs that the model was calibrated on; the example inputs before.
@@ -66,6 +70,7 @@ class GatedModel(nn.Module):
         self.notes: list[str] = []
         self.calibrated_on = "the batch norms before the sites, N(0, 1) elsewhere"
         self.fallbacks: dict[str, str] = {}
+        check_shares(self.gates.values(), allowance.allowed)
         self.phase: Tensor
         self.register_buffer("phase", torch.tensor(_PREPARED, dtype=torch.uint8))
         self.steps: Tensor
@@ -157,7 +162,7 @@ class GatedModel(nn.Module):
     def _start_scores(self, inputs: ExampleInputs, seed: int) -> None:
         """Scores in (0, 1): the rank of the estimated output error per comparison, or random as in AutoReP."""
         generator = torch.Generator().manual_seed(seed)
-        gates = {name: gate for name, gate in self.gates.items() if not gate.pinned}
+        gates = {name: gate for name, gate in self.gates.items() if gate.pinned is None}
         if self.config.gates.init == "random":
             for gate in gates.values():
                 gate.score.copy_(torch.rand(gate.score.shape, generator=generator))
@@ -175,7 +180,7 @@ class GatedModel(nn.Module):
     def parameter_groups(self, *, lr: float, gate_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for an optimiser: weights, polynomials (never decayed), scores (never decayed)."""
         gates = list(self.gates.values())
-        scores = [gate.score for gate in gates if not gate.pinned]
+        scores = [gate.score for gate in gates if gate.pinned is None]
         coefficients = [gate.raw_coefficients for gate in gates]
         special = {id(p) for gate in gates for p in (gate.score, gate.raw_coefficients)}
         weights = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
@@ -199,9 +204,15 @@ class GatedModel(nn.Module):
         return torch.relu(density - target)
 
     def _target(self) -> int:
-        start = sum(g.unit_cost * g.kept.numel() for g in self.gates.values() if not g.pinned)
-        allowed = min(self.allowance.allowed, start)
-        return kept_target(self._progress, start, allowed, self.config.training.reach)
+        pinned = sum(gate.kept_comparisons for gate in self.gates.values() if gate.pinned is not None)
+        return pinned + sum(self._pot_target(pot) for pot in self._pots())
+
+    def _pots(self) -> list[Pot]:
+        return pots(self.gates.values(), self.allowance.allowed)
+
+    def _pot_target(self, pot: Pot) -> int:
+        allowed = min(pot.allowed, pot.full)
+        return kept_target(self._progress, pot.full, allowed, self.config.training.reach)
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
@@ -226,12 +237,12 @@ class GatedModel(nn.Module):
         self._progress = progress
         self.steps += 1
         self._refresh(progress)
-        gates = [gate for gate in self.gates.values() if not gate.pinned]
-        for gate in gates:
-            gate.update_state()
-        excess = self.kept - self._target()
-        if excess > 0:
-            _lower_scores(gates, excess, self.config.gates.band)
+        for pot in self._pots():
+            for gate in pot.gates:
+                gate.update_state()
+            excess = pot.kept - self._pot_target(pot)
+            if excess > 0:
+                lower_scores(pot, excess, self.config.gates.band)
 
     def _refresh(self, progress: float) -> None:
         """Let the fits follow the moving input distribution at the start, every few steps."""
@@ -258,19 +269,4 @@ class GatedModel(nn.Module):
     def set_gates_to(self, state: Literal["kept", "replaced"]) -> None:
         """Keep or replace every unit that is not pinned; for comparisons and tests."""
         for gate in self.gates.values():
-            gate.kept.fill_(state == "kept" and not gate.pinned)
-
-
-def _lower_scores(gates: list[GatedActivation], excess: int, band: float) -> None:
-    """Subtract one amount from all scores so that kept units worth at least ``excess`` fall out of the band."""
-    scores = torch.cat([gate.score[gate.kept].flatten() for gate in gates])
-    costs = torch.cat([torch.full((int(gate.kept.sum()),), gate.unit_cost, device=scores.device) for gate in gates])
-    values, order = scores.sort(stable=True)
-    needed = int(torch.searchsorted(costs[order].cumsum(0), excess))
-    above = values[values > values[needed]]
-    # Half way to the next score, so that rounding in the subtraction flips no other unit.
-    edge = (values[needed] + above[0]) / 2 if len(above) else values[-1] + 1.0
-    amount = torch.clamp(edge + band, min=0)
-    for gate in gates:
-        gate.score.sub_(amount)
-        gate.update_state()
+            gate.kept.fill_((gate.pinned or state) == "kept")

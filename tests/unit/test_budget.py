@@ -173,7 +173,8 @@ def test_below_the_floor_names_the_sites_and_the_remedy() -> None:
     message = str(caught.value)
     assert "pool (max_pool2d): 30, max_pool2d is not an activation" in message
     assert "at least 30" in message
-    assert "average pooling" in message
+    assert "substitute: {max_pool2d: avg_pool2d}" in message
+    assert "gates: {pools: true}" in message
     assert "relu (" not in message
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autorep_fx.errors import UnsupportedModelError
+from autorep_fx.kinds import KINDS
 from autorep_fx.passes.canonicalize import CanonicalizePass
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.captured import CapturedModule
@@ -77,7 +79,7 @@ def test_sites_are_named_after_the_module_that_calls() -> None:
             self.act = nn.ReLU6()
 
         def forward(self, x: Tensor) -> Tensor:
-            return F.relu(self.act(x) - 1)
+            return F.relu(self.act(x) - 1) - 1
 
     model = nn.Sequential(Block(), nn.Sequential(Block(), nn.SiLU()))
     names = [site.name for site in sites_of(canonical(model))]
@@ -113,7 +115,47 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Tensor], str, str, tuple[float, ..
     "sigmoid": (torch.sigmoid, "sigmoid", "aten.sigmoid.default", (), 1),
     "tanh": (torch.tanh, "tanh", "aten.tanh.default", (), 1),
     "softplus": (F.softplus, "softplus", "aten.softplus.default", (), 1),
+    "selu": (F.selu, "selu", "aten.selu.default", (), 1),
+    "celu": (lambda x: F.celu(x, 2.0), "celu", "aten.celu.default", (2.0,), 1),
+    "rrelu": (lambda x: F.rrelu(x, 0.1, 0.3), "leaky_relu", "aten.leaky_relu.default", (0.2,), 1),
+    "hardtanh(0, 6)": (lambda x: F.hardtanh(x, 0, 6), "clip", "aten.hardtanh.default", (0.0, 6.0), 2),
 }
+# Written out, by hand or by a library: found by what they compute.
+COMPOSED: dict[str, tuple[Callable[[Tensor], Tensor], str, tuple[float, ...]]] = {
+    "maximum": (lambda x: torch.maximum(x, torch.zeros_like(x)), "relu", ()),
+    "maximum of a constant": (lambda x: torch.maximum(x, torch.tensor(0.0)), "relu", ()),
+    "where": (lambda x: torch.where(x > 0, x, torch.zeros_like(x)), "relu", ()),
+    "product with a comparison": (lambda x: x * (x > 0), "relu", ()),
+    "half of x and |x|": (lambda x: (x + x.abs()) / 2, "relu", ()),
+    "relu of a relu": (lambda x: F.relu(F.relu(x)), "relu", ()),
+    "relu6 of a relu": (lambda x: F.relu6(F.relu(x)), "clip", (0.0, 6.0)),
+    "clamp by constants": (lambda x: torch.clamp(x, torch.tensor(0.0), torch.tensor(6.0)), "clip", (0.0, 6.0)),
+    "two clamps": (lambda x: x.clamp(max=6).clamp(min=0), "clip", (0.0, 6.0)),
+    "clamp of a relu": (lambda x: F.relu(x).clamp(max=4.0), "clip", (0.0, 4.0)),
+    "clip of a relu": (lambda x: F.relu(x).clamp(-1, 3), "clip", (0.0, 3.0)),
+    "relu of a clip": (lambda x: F.relu(F.hardtanh(x, -2, 3)), "clip", (0.0, 3.0)),
+    "clip of a clip": (lambda x: F.hardtanh(F.hardtanh(x, -2, 3), -1, 7), "clip", (-1.0, 3.0)),
+    "wider clip of a clip": (lambda x: F.hardtanh(F.hardtanh(x, -2, 3), -4, 7), "clip", (-2.0, 3.0)),
+    "relu of a clamp": (lambda x: F.relu(x.clamp(min=-1.0)), "relu", ()),
+    "clamp_max of a relu": (lambda x: F.relu(x).clamp_max(2.0), "clip", (0.0, 2.0)),
+    "leaky where": (lambda x: torch.where(x > 0, x, 0.1 * x), "leaky_relu", (0.1,)),
+    "x sigmoid(x)": (lambda x: x * torch.sigmoid(x), "silu", ()),
+    "x / (1 + exp(-x))": (lambda x: x / (1 + torch.exp(-x)), "silu", ()),
+    "logistic": (lambda x: 1 / (1 + torch.exp(-x)), "sigmoid", ()),
+    "tanh by sigmoid": (lambda x: 2 * torch.sigmoid(2 * x) - 1, "tanh", ()),
+    "x relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, "hardswish", ()),
+    "x (relu6(x + 3) / 6)": (lambda x: x * (F.relu6(x + 3.0) / 6.0), "hardswish", ()),
+    "x hardsigmoid(x)": (lambda x: x * F.hardsigmoid(x), "hardswish", ()),
+    "relu6(x + 3) / 6": (lambda x: F.relu6(x + 3) / 6, "hardsigmoid", ()),
+    "x tanh(softplus(x))": (lambda x: x * F.softplus(x).tanh(), "mish", ()),
+    "gelu by erf": (lambda x: x * 0.5 * (1.0 + torch.erf(x / 2**0.5)), "gelu", ()),
+    "gelu by tanh": (
+        lambda x: 0.5 * x * (1.0 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * torch.pow(x, 3.0)))), "gelu", (),
+    ),
+    "gelu by tanh, factored": (
+        lambda x: x * 0.5 * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x))), "gelu", (),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -128,6 +170,139 @@ def test_every_spelling_is_its_kind(name: str) -> None:
     assert site.comparisons == 144 * comparisons
     x = torch.randn(3, 4, 6, 6) * 4
     assert torch.equal(module(x), function(x))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_what_is_written_out_is_its_kind(name: str) -> None:
+    """Several operations that are one activation are one gateable site; values agree to rounding."""
+    function, kind, arguments = COMPOSED[name]
+    module = canonical(Call(function))
+    [(node, site)] = site_nodes(module)
+    assert (site.kind, site.gateable, site.shape) == (kind, True, (4, 6, 6))
+    assert aten_name(node) == KINDS[kind].target
+    assert node.args[1:] == arguments
+    x = torch.randn(3, 4, 6, 6) * 4
+    torch.testing.assert_close(module(x), function(x))
+
+
+def test_the_two_forms_of_gelu_are_told_apart() -> None:
+    """The one by tanh keeps its approximation."""
+    for name, expected in (("gelu by erf", {}), ("gelu by tanh", {"approximate": "tanh"})):
+        [(node, _)] = site_nodes(canonical(Call(COMPOSED[name][0])))
+        assert node.kwargs == expected
+
+
+def test_every_spelling_of_the_table_has_a_case() -> None:
+    """A new spelling needs one."""
+    calls: set[str] = set()
+    for function, *_ in SPELLINGS.values():
+        calls.update(operations(capture_graph(Call(function), torch.randn(2, 4, 6, 6))))
+    assert {target for kind in KINDS.values() for target in kind.spellings} <= calls
+
+
+LEFT: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
+    "quick gelu": (lambda x: x * torch.sigmoid(1.702 * x), ["sigmoid"]),
+    "gate of another value": (lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)), ["sigmoid"]),
+    "sigmoid used twice": (lambda x: (x * (s := torch.sigmoid(x)), s), ["sigmoid"]),
+    "squared relu": (lambda x: F.relu(x).square(), ["relu"]),
+    "almost a silu": (lambda x: x * torch.sigmoid(1.0001 * x), ["sigmoid"]),
+    "softsign": (F.softsign, ["abs"]),
+    "a relu that is read too": (lambda x: ((y := F.relu(x)) * 2, y.clamp(max=1.0)), ["relu", "clamp"]),
+    "clamps that make a one-sided one": (lambda x: x.clamp(max=3.0).clamp(max=2.0), ["clamp"]),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_is_something_else_is_left(name: str) -> None:
+    """Nothing is merged that is another function, takes another value, or is needed elsewhere."""
+    function, kinds = LEFT[name]
+    module = canonical(Call(function))
+    assert [site.kind for site in sites_of(module)] == kinds
+    x = torch.randn(3, 4, 6, 6)
+    torch.testing.assert_close(module(x), function(x), rtol=0, atol=0)
+
+
+class Scaled(nn.Module):
+    """x·sigmoid(scale·x) with a number that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.scale * x)
+
+
+def test_parameters_are_no_constants() -> None:
+    """What happens to be a SiLU now may be trained to be another function."""
+    assert [site.kind for site in sites_of(canonical(Scaled()))] == ["sigmoid"]
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_glu_is_a_product_with_a_sigmoid(axis: int) -> None:
+    """Of half the elements, gateable, named after its module."""
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act = nn.GLU(axis)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(x)
+
+    module = canonical(Holder())
+    [site] = sites_of(module)
+    assert (site.name, site.kind, site.comparisons, site.gateable) == ("act", "sigmoid", 72, True)
+    x = torch.randn(3, 4, 6, 6)
+    torch.testing.assert_close(module(x), F.glu(x, axis), rtol=0, atol=1e-6)
+
+
+UNCOUNTABLE: dict[str, Callable[[Tensor], Any]] = {
+    "cummax": lambda x: x.cummax(1).values,
+    "median": lambda x: x.median(1).values,
+    "kthvalue": lambda x: x.kthvalue(2, 1).values,
+    "mode": lambda x: x.mode(1).values,
+    "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "bucketize": lambda x: torch.bucketize(x, torch.linspace(-1, 1, 5)).float(),
+    "any": lambda x: x.any(1).float(),
+    "logical_and": lambda x: torch.logical_and(x, x * 2).float(),
+    "windows of different sizes": lambda x: F.adaptive_max_pool2d(x, 4),
+    "secret positions": lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False),
+}
+
+
+@pytest.mark.parametrize("name", UNCOUNTABLE)
+def test_what_cannot_be_counted_is_refused(name: str) -> None:
+    """An obstacle with the line of the call."""
+    with pytest.raises(UnsupportedModelError, match=r"test_canonicalize\.py:\d+\)") as caught:
+        canonical(Call(UNCOUNTABLE[name]))
+    assert len(caught.value.obstacles) == 1
+
+
+def test_logic_on_truth_values_is_free() -> None:
+    """Only the comparisons that made them count."""
+    sites = sites_of(canonical(Call(lambda x: x * torch.logical_and(x > 0.1, ~(x > 2)).any(1, keepdim=True))))
+    assert sum(site.comparisons for site in sites) == 2 * 144
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(nn.PReLU(), None), (nn.PReLU(4), None), (Call(lambda x: F.prelu(x, x.mean((0, 2, 3)))), "computed in the graph")],
+    ids=["one slope", "a slope per channel", "computed slopes"],
+)
+def test_a_prelu_is_gateable_where_its_slopes_are_the_models(model: nn.Module, reason: str | None) -> None:
+    """One comparison per element either way."""
+    [site] = sites_of(canonical(model))
+    assert (site.kind, site.comparisons, site.gateable) == ("prelu", 144, reason is None)
+    assert reason is None or reason in str(site.reason)
+
+
+def test_slopes_per_channel_say_which_axis_has_the_channels() -> None:
+    """Behind a linear layer over tokens too, whose features would be on the last axis."""
+    for slopes, expected in ((3, 0), (1, 1)):
+        model = nn.Sequential(nn.Linear(5, 7), nn.PReLU(slopes))
+        [site] = sites_of(canonical(model, torch.randn(2, 3, 5)))
+        assert site.channel_axis == expected
 
 
 @pytest.mark.parametrize(
@@ -189,9 +364,15 @@ FIXED: dict[str, tuple[Callable[[Tensor], Any], str, int]] = {
         24 * 2,
     ),
     "prelu": (lambda x: F.prelu(x, torch.tensor([0.25])), "prelu", 144),
-    "selu": (F.selu, "selu", 144),
+    "equal": (lambda x: (x == 0.5) * x, "eq", 144),
+    "to bool": (lambda x: x.bool() * x, "to", 144),
+    "floor": (torch.floor, "floor", 144),
+    "trunc": (torch.trunc, "trunc", 3 * 144),
+    "rounded division": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), "div", 3 * 144),
+    "maximum norm": (lambda x: torch.linalg.vector_norm(x, torch.inf, 1), "linalg_vector_norm", 144 + 108),
+    "sum norm": (lambda x: torch.linalg.vector_norm(x, 1, 1), "linalg_vector_norm", 144),
+    "hardtanh to infinity": (lambda x: F.hardtanh(x, -1.0, torch.inf), "hardtanh", 144),
     "logsigmoid": (F.logsigmoid, "log_sigmoid", 144),
-    "glu": (lambda x: F.glu(x, 1), "glu", 72),
     "hardshrink": (F.hardshrink, "hardshrink", 2 * 144),
 }
 
@@ -215,6 +396,8 @@ def test_what_else_compares_is_fixed(name: str) -> None:
         lambda x: x * torch.arange(4).abs().view(1, 4, 1, 1),
         lambda x: F.avg_pool2d(x, 2),
         lambda x: F.layer_norm(x, (6,)).exp() + x.cos(),
+        lambda x: x * (torch.ones(x.shape[0], 1, 1, 1) > 0.5) + (torch.zeros_like(x) > 0),
+        lambda x: torch.linalg.vector_norm(x, 2, 1, keepdim=True) * x.isnan(),
     ],
 )
 def test_integers_and_smooth_arithmetic_are_no_sites(function: Callable[[Tensor], Tensor]) -> None:
@@ -240,7 +423,7 @@ def test_the_second_run_changes_nothing() -> None:
     module = capture_graph(Mixed(), torch.randn(2, 4, 6, 6))
     assert CanonicalizePass()(module).modified is True
     before, sites = operations(module), sites_of(module)
-    assert len(sites) == 6  # the clamp behind the ReLU is merged into it
+    assert len(sites) == 5  # each clamp behind a ReLU is merged with it
     assert CanonicalizePass()(module).modified is False
     assert operations(module) == before
     assert sites_of(module) == sites
@@ -259,8 +442,12 @@ def test_a_graph_without_comparisons_is_not_modified() -> None:
         (nn.Sequential(nn.Linear(5, 7), nn.ReLU()), (5,), (7,), 0),
         (nn.Sequential(nn.Linear(5, 7), nn.GELU()), (3, 5), (3, 7), 1),
         (nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU()), (3, 5), (6, 5), 0),
+        (Call(lambda x: F.relu(x.flatten(2).transpose(1, 2) + 1)), (4, 3, 5), (15, 4), 1),
+        (Call(lambda x: F.relu(F.layer_norm(x.permute(0, 2, 3, 1), (4,)))), (4, 3, 5), (3, 5, 4), 2),
+        (Call(lambda x: F.relu(F.layer_norm(x, (5,)).permute(0, 3, 1, 2))), (3, 4, 5), (5, 3, 4), 0),
+        (Call(lambda x: F.relu(F.layer_norm(x, (5,)).mT)), (4, 5), (5, 4), 0),
     ],
-    ids=["conv", "linear", "tokens", "conv1d"],
+    ids=["conv", "linear", "tokens", "conv1d", "transposed", "permuted to last", "permuted to first", "matrices"],
 )
 def test_the_channels_are_those_of_the_layer_before(
     model: nn.Module, shape: tuple[int, ...], expected: tuple[int, ...], axis: int

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import autorep_fx
 import independent_counter
 from autorep_fx.cost import count_comparisons, count_sites
+from autorep_fx.cost.fx_count import non_polynomial_name
 from autorep_fx.cost.nominal import family_comparisons, per_sample
 from autorep_fx.errors import ConfigError, ModelFileError
 from autorep_fx.kinds import KINDS
@@ -68,6 +69,13 @@ def export(module: nn.Module, x: Tensor, path: Path, opset: int = 20) -> Path:
     return path
 
 
+def _lstm_cell(x: Tensor) -> Tensor:
+    """The hidden state of three units after one step from zeros, with constant weights."""
+    weights = (torch.ones(12, 4), torch.ones(12, 3), torch.ones(12), torch.zeros(12))
+    state = torch.zeros(x.shape[0], 3)
+    return torch.lstm_cell(x, (state, state), *weights)[0]
+
+
 # Nominal comparisons of an input (4, 8, 6): 192 elements.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "relu": (F.relu, 192),
@@ -82,6 +90,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "sigmoid": (torch.sigmoid, 192),
     "tanh": (torch.tanh, 192),
     "softplus": (F.softplus, 192),
+    "prelu": (lambda x: F.prelu(x, torch.tensor([0.25, 0.1, 0.2, 0.3])), 192),
+    "selu": (F.selu, 192),
+    "celu": (lambda x: F.celu(x, 2.0), 192),
 }
 SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "relu6": (F.relu6, 384),
@@ -96,9 +107,28 @@ SPELLINGS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "max of two": (lambda x: torch.max(x, x * 3), 192),
     "abs": (torch.abs, 192),
     "gt": (lambda x: (x > 0.5) * x, 192),
-    "prelu": (lambda x: F.prelu(x, torch.tensor([0.25])), 192),
-    "selu": (F.selu, 192),
-    "celu": (F.celu, 192),
+    "one slope": (lambda x: F.prelu(x, torch.tensor([0.25])), 192),
+    "rrelu": (F.rrelu, 192),
+    "silu by hand": (lambda x: x * torch.sigmoid(x), 192),
+    "leaky by hand": (lambda x: torch.where(x > 0, x, 0.1 * x), 192),
+    "eq": (lambda x: (x == 0.5) * x, 192),
+    "ne": (lambda x: (x != 0.5) * x, 192),
+    "isclose": (lambda x: torch.isclose(x, x * 2) * x, 4 * 192),
+    "to bool": (lambda x: x.bool() * x, 192),
+    "to int": (lambda x: x.long() * x, 192),
+    "floor": (torch.floor, 192),
+    "ceil": (torch.ceil, 192),
+    "round": (torch.round, 192),
+    "remainder": (lambda x: x % 0.5, 192),
+    "fmod": (lambda x: torch.fmod(x, 0.5), 192),
+    "trunc": (torch.trunc, 3 * 192),
+    "frac": (torch.frac, 3 * 192),
+    "floor division": (lambda x: x // 0.3, 192),
+    "truncated division": (lambda x: torch.div(x, 0.3, rounding_mode="trunc"), 3 * 192),
+    "heaviside": (lambda x: torch.heaviside(x, torch.tensor(0.5)), 2 * 192),
+    "nan_to_num": (torch.nan_to_num, 2 * 192),
+    "isnan": (lambda x: x.isnan() * x, 0),
+    "signbit": (lambda x: torch.signbit(x) * x, 192),
     "logsigmoid": (F.logsigmoid, 192),
     "glu": (lambda x: F.glu(x, 1), 96),
     "hardshrink": (F.hardshrink, 384),
@@ -109,6 +139,18 @@ REDUCTIONS: dict[str, tuple[Callable[[Tensor], Any], int]] = {
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), 4 * 12 * 3),
     "max_pool2d padded": (lambda x: F.max_pool2d(x, 3, 2, 1), 4 * 12 * 8),
     "max_pool1d": (lambda x: F.max_pool1d(x.flatten(2), 4), 4 * 12 * 3),
+    "max_pool3d": (lambda x: F.max_pool3d(x.unsqueeze(2), (1, 2, 3)), 4 * 8 * 5),
+    "max_pool2d with indices": (lambda x: F.max_pool2d(x, 2, return_indices=True), 4 * 12 * 3),
+    "adaptive 1d": (lambda x: F.adaptive_max_pool1d(x.flatten(2), 3), 4 * 45),
+    "adaptive 3d": (lambda x: F.adaptive_max_pool3d(x.unflatten(1, (2, 2)), (2, 2, 3)), 192 - 24),
+    "maximum norm": (lambda x: torch.linalg.vector_norm(x, torch.inf, 1), 192 + 48 * 3),
+    "sum norm": (lambda x: torch.linalg.vector_norm(x, 1, (1, 2)), 192),
+    "cubic norm": (lambda x: torch.linalg.vector_norm(x, 3, 1), 192),
+    "quartic norm": (lambda x: torch.linalg.vector_norm(x, 4, 1), 0),
+    "number of entries": (lambda x: torch.linalg.vector_norm(x, 0, 1), 192),
+    "cosine similarity": (lambda x: F.cosine_similarity(x, x * 2 + 1, 1), 2 * 48),
+    "logcumsumexp": (lambda x: x.logcumsumexp(1), 48 * 3),
+    "lstm cell": (lambda x: _lstm_cell(x.flatten(1)[:, :4]), 5 * 3),
     "adaptive 1": (lambda x: F.adaptive_max_pool2d(x, 1), 4 * 47),
     "adaptive 2": (lambda x: F.adaptive_max_pool2d(x, 2), 4 * 44),
     "softmax 1": (lambda x: x.softmax(1), 48 * 3),
@@ -148,25 +190,9 @@ def test_the_captured_graph_counts_each_case(group: str) -> None:
 
 def outputs_of(cases: dict[str, tuple[Callable[[Tensor], Any], int]]) -> list[str]:
     """The case of each output of a graph that holds all cases."""
-    return [name for name in cases for _ in range(2 if name in ("max both", "aminmax") else 1)]
-
-
-def by_case(path: Path, names: list[str], counts: dict[str, int]) -> dict[str, int]:
-    """Counts by node name or output, summed over the nodes that lead to the outputs of each case."""
-    graph = onnx.load(path).graph
-    maker = {output: node for node in graph.node for output in node.output}
-    result = dict.fromkeys(names, 0)
-    seen: set[str] = set()
-    for name, output in zip(names, graph.output, strict=True):
-        queue = [output.name]
-        while queue:
-            node = maker.get(queue.pop())
-            if node is None or node.output[0] in seen:
-                continue
-            seen.add(node.output[0])
-            result[name] += counts.get(node.name, 0) + counts.get(node.output[0], 0)
-            queue += node.input
-    return result
+    return [
+        name for name in cases for _ in range(2 if name in ("max both", "aminmax", "max_pool2d with indices") else 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +210,26 @@ def test_three_counts_agree(opset: int, groups: list[str], tmp_path: Path) -> No
     module = captured(Branches({name: function for name, (function, _) in cases.items()}), x)
     path = export(module, x, tmp_path / "model.onnx", opset)
     names = outputs_of(cases)
-    assert by_case(path, names, count_sites(path)) == expected
+    assert independent_counter.by_output(path, names, count_sites(path)) == expected
     total = sum(expected.values())
     assert (count_comparisons(module), count_comparisons(path)) == (total, total)
     if opset < 23:  # the independent counter reads the operators of the default opset
-        assert by_case(path, names, independent_counter.by_node(path)) == expected
+        assert independent_counter.by_output(path, names, independent_counter.by_node(path)) == expected
         assert independent_counter.count(path) == total
+
+
+def test_clips_in_a_row_count_as_the_exporter_writes_them(tmp_path: Path) -> None:
+    """It merges them, and so does canonicalisation."""
+    clips: dict[str, Callable[[Tensor], Any]] = {
+        "clip of a relu": lambda x: F.relu(x).clamp(-1, 3),
+        "clamp of a relu": lambda x: F.relu(x).clamp_max(3.0),
+        "relu of a clip": lambda x: F.relu(x.clamp(-1, 3)),
+        "clip of a clip": lambda x: F.relu6(F.hardtanh(x, -2, 3)),
+    }
+    x = torch.randn(2, 4, 8, 6)
+    module = captured(Branches(clips), x)
+    path = export(module, x, tmp_path / "model.onnx")
+    assert count_comparisons(module) == count_comparisons(path) == independent_counter.count(path) == 4 * 384
 
 
 def test_uncanonical_graphs_count_alike() -> None:
@@ -349,3 +389,38 @@ def test_what_is_computed_from_parameters_alone_compares_nothing(tmp_path: Path)
     assert [site.name for site in compiled.sites] == ["relu"]
     compiled.export(tmp_path / "m.onnx")
     assert compiled.comparisons == autorep_fx.count_comparisons(tmp_path / "m.onnx") == 5
+
+
+NOT_POLYNOMIAL: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
+    "exp": (torch.exp, ["exp"]),
+    "logarithm": (lambda x: x.square().log1p(), ["log1p"]),
+    "root": (lambda x: (x.square() + 1).rsqrt(), ["rsqrt"]),
+    "division by a secret": (lambda x: x / (x.mean(1, keepdim=True) + 10), ["division"]),
+    "division by a number": (lambda x: x / 3 / torch.ones_like(x), []),
+    "division by a size": (lambda x: x / x.shape[0], []),
+    "integer power": (lambda x: x**3, []),
+    "root as a power": (lambda x: x.square() ** 0.5, ["pow"]),
+    "reciprocal as a power": (lambda x: x ** (-1), ["pow"]),
+    "layer_norm": (lambda x: F.layer_norm(x, (6,)), ["layer_norm"]),
+    "group_norm": (lambda x: F.group_norm(x, 2), ["group_norm"]),
+    "batch_norm": (lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4)), []),
+    "softmax": (lambda x: x.softmax(1), ["softmax"]),
+    "attention": (lambda x: F.scaled_dot_product_attention(x, x, x), ["scaled_dot_product_attention"]),
+    "Euclidean norm": (lambda x: torch.linalg.vector_norm(x, 2, 1), ["linalg_vector_norm"]),
+    "maximum norm": (lambda x: torch.linalg.vector_norm(x, torch.inf, 1), []),
+    "erf": (torch.erf, ["erf"]),
+    "sine and cosine": (lambda x: x.sin() + x.cos(), ["sin", "cos"]),
+    "gateable activations": (lambda x: F.silu(x) + F.relu(x) + torch.sigmoid(x * 2), []),
+    "a gate that is declined": (lambda x: x * torch.sigmoid(x.mean((1, 2, 3))).view(-1, 1, 1, 1), ["sigmoid"]),
+    "a ReLU that is declined": (lambda x: x * torch.relu(x.mean((1, 2, 3))).view(-1, 1, 1, 1), []),
+    "pooling and sums": (lambda x: F.max_pool2d(x, 2).sum(1) + x.mean(), []),
+    "of parameters alone": (lambda x: x / torch.ones(4, 1, 1).add(1), []),
+}
+
+
+@pytest.mark.parametrize("name", NOT_POLYNOMIAL)
+def test_what_is_neither_polynomial_nor_a_comparison_is_named(name: str) -> None:
+    """What gates do not replace, and secure protocols have to approximate otherwise."""
+    function, expected = NOT_POLYNOMIAL[name]
+    module = captured(Branches({name: function}), torch.randn(2, 4, 8, 6))
+    assert [found for node in module.graph.nodes if (found := non_polynomial_name(node))] == expected

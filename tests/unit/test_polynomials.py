@@ -133,6 +133,20 @@ def hermite(
     return basis @ (weights * function(mean + std * z))
 
 
+def test_slopes_per_channel_are_fitted_per_channel() -> None:
+    """A PReLU with slopes a, b is a leaky ReLU of slope a in the first channel, of slope b in the second."""
+    prelu, leaky = KINDS["prelu"].piecewise, KINDS["leaky_relu"].piecewise
+    assert prelu is not None
+    assert leaky is not None
+    mean, std = np.array([0.4, -1.0]), np.array([0.5, 2.0])
+    found = fit_piecewise(prelu((np.array([-0.2, 0.7]),)), mean, std, 2, LOOSE)
+    for channel, slope in enumerate((-0.2, 0.7)):
+        at = slice(channel, channel + 1)
+        np.testing.assert_allclose(
+            found[:, at], fit_piecewise(leaky((slope,)), mean[at], std[at], 2, LOOSE), atol=1e-12
+        )
+
+
 def test_relu_under_the_standard_normal() -> None:
     """The values that AutoReP's formula gives: 1/(2√2π), 1/2, 1/(2√2π)."""
     form = KINDS["relu"].piecewise
@@ -282,6 +296,7 @@ def test_the_piecewise_form_is_the_activation(kind: str, x: float) -> None:
         "relu": lambda v: np.maximum(v, 0.0),
         "clip": lambda v: np.clip(v, -1.0, 1.0),
         "leaky_relu": lambda v: np.where(v > 0, v, 0.01 * v),
+        "prelu": lambda v: np.where(v > 0, v, 0.01 * v),
         "hardsigmoid": CLOSED["hardsigmoid"][1],
     }
     cases = [((), defaults[kind])]
