@@ -115,23 +115,46 @@ def transform(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="zoo:NAME, or module:function that makes the model.")],
-    input: Annotated[
-        str, typer.Option("--input", "-i", help="Shape of one sample, such as 3x32x32; int64:12 for indices.")
+    model: Annotated[
+        str, typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG, or module:function that makes it.")
     ],
+    input: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", "-i", show_default=False,
+            help="Shape of one sample, such as 3x32x32; int64:12 for indices. Once per positional input. "
+            "Unset: what the library gives for the model.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List what a model compares, and where."""
+    graph: Annotated[Path | None, typer.Option(help="Draw the site graph into this .svg.", show_default=False)] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones if unset.", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """List what a model compares, and where, and what no gate removes."""
+    import torch
+
     from autorep_fx.config import ModelConfig
+    from autorep_fx.errors import ConfigError
     from autorep_fx.inspection import inspect as run
     from autorep_fx.loading import load_model
+    from autorep_fx.model_specs import example_inputs
+    from autorep_fx.report.site_graph_svg import check_svg, write_site_graph
 
-    config = ModelConfig(zoo=model[4:]) if model.startswith("zoo:") else ModelConfig(factory=model)
-    found = run(load_model(config), _example(input))
+    if graph is not None:
+        check_svg(graph)
+    torch.manual_seed(0)  # of random weights and of the example
+    built = load_model(ModelConfig(spec=model, checkpoint=checkpoint))
+    try:
+        examples = example_inputs(model, built, input or ())
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="--input") from error
+    found = run(built, examples)
+    if graph is not None:
+        write_site_graph(found.graph, graph, title=model)
     if as_json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
     else:
-        _console.print(str(found), highlight=False, soft_wrap=True)
+        _console.print(str(found), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -161,7 +184,7 @@ def count(model: Annotated[Path, typer.Argument(help="Any ONNX file.")]) -> None
 @config_app.command("init")
 def config_init(
     path: Annotated[Path, typer.Argument(help="File to write.")],
-    model: Annotated[str, typer.Option(help="zoo:NAME or module:function.")] = "zoo:digits_resnet",
+    model: Annotated[str, typer.Option(help="As inspect takes it.")] = "zoo:digits_resnet",
     budget: Annotated[str, typer.Option(help="12.9K, 5%, 12900, 0.05.")] = "5%",
     data: Annotated[str, typer.Option(help="digits, cifar, or module:function.")] = "digits",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the model.")] = None,
@@ -174,8 +197,7 @@ def config_init(
 
     if path.exists() and not force:
         raise typer.BadParameter(f"{path} exists; pass --force to write over it.", param_hint="PATH")
-    named: dict[str, Any] = {"zoo": model[4:]} if model.startswith("zoo:") else {"factory": model}
-    settings = {"model": {**named, "checkpoint": checkpoint}, "data": {"name": data}, "budget": budget}
+    settings = {"model": {"spec": model, "checkpoint": checkpoint}, "data": {"name": data}, "budget": budget}
     write_text(path, to_yaml(parse_config(settings, PipelineConfig)))
     _console.print(f"Written: {path}", soft_wrap=True)
 
@@ -205,27 +227,6 @@ def _interruptible(advice: str) -> Iterator[None]:
     except KeyboardInterrupt:
         Console(stderr=True).print(f"Interrupted. {advice}", soft_wrap=True)
         raise typer.Exit(130) from None
-
-
-def _example(text: str) -> Any:
-    """Two samples of noise, or of zeros for an integer type."""
-    import torch
-
-    kind, _, shape = text.rpartition(":")
-    dtype = getattr(torch, kind or "float32", None)
-    if not isinstance(dtype, torch.dtype):
-        raise typer.BadParameter(f"{kind!r} is no dtype; write for example int64:12.", param_hint="--input")
-    sizes = (2, *_shape(shape))
-    return torch.randn(sizes, dtype=dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype)
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    sizes = text.lower().replace("×", "x").split("x")
-    if not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise typer.BadParameter(
-            f"{text!r} is no shape; write that of one sample, without the batch: 3x32x32.", param_hint="--input"
-        )
-    return tuple(int(size) for size in sizes)
 
 
 def main(args: list[str] | None = None) -> Any:

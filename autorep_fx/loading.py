@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autorep_fx import models_zoo
 from autorep_fx.config import DataConfig, ModelConfig, ObjectiveConfig
 from autorep_fx.errors import CheckpointError, ConfigError, DataError
+from autorep_fx.model_specs import build_model, import_object
 from autorep_fx.models_zoo import data as zoo_data
 from autorep_fx.training.objective import Objective
 
@@ -39,37 +37,6 @@ class Splits:
     test: Iterable[Any] | None
 
 
-def import_object(spec: str) -> Any:
-    """The object at ``module:attribute``; modules beside the working directory are found too.
-
-    Raises:
-        ConfigError: The text has another form, or there is no such thing.
-    """
-    path, colon, attribute = spec.partition(":")
-    if not (path and colon and attribute):
-        raise ConfigError(
-            "An object is named as module:function.", received=spec, fix="Write for example mypkg.nets:make."
-        )
-    folder = str(Path.cwd())
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)
-    try:
-        found = importlib.import_module(path)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{spec} cannot be imported.",
-            received=str(error),
-            fix="Check the spelling and that the module is installed.",
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(folder)
-    return found
-
-
 def load_model(config: ModelConfig) -> nn.Module:
     """Make the model and load its weights.
 
@@ -77,19 +44,8 @@ def load_model(config: ModelConfig) -> nn.Module:
         ConfigError: There is no such model, or it does not take the arguments.
         CheckpointError: The checkpoint is damaged or of another model.
     """
-    name = config.zoo or config.factory
-    try:
-        if config.zoo is not None:
-            model = models_zoo.create(config.zoo, **config.args)
-        else:
-            assert config.factory is not None
-            model = import_object(config.factory)(**config.args)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The model {name} cannot be made.", received=str(error), fix="Check its name and arguments."
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{name} gives no model.", received=type(model).__name__, fix="Return a torch.nn.Module.")
+    spec = config.spec or (f"zoo:{config.zoo}" if config.zoo is not None else str(config.factory))
+    model = build_model(spec, config.args)
     if config.checkpoint is not None:
         load_weights(model, config.checkpoint)
     return model.eval()

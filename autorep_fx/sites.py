@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import networkx as nx
 
-__all__ = ["Site", "SiteGraph", "fixed_comparisons", "gateable_comparisons"]
+__all__ = ["ChannelGroup", "Site", "SiteGraph", "fixed_comparisons", "gateable_comparisons"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,31 @@ def fixed_comparisons(sites: Iterable[Site]) -> int:
     return sum(site.comparisons for site in sites if not site.gateable)
 
 
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Gateable sites whose output channels lie in one order: to permute or pack one, permute all.
+
+    The group is a line of channels, and each site covers a stretch of it. Where the stretches of two sites overlap,
+    they hold the same channels and must share their order; a concatenation puts stretches side by side.
+
+    Attributes:
+        offsets: Position of each site's first channel in the group, by site name.
+        channels: Length of the line.
+        ties: Graph nodes that tie the sites: residual sums, products, concatenations, depthwise convolutions.
+        declined: Why the channels cannot be put into another order; None if they can.
+    """
+
+    offsets: Mapping[str, int]
+    channels: int
+    ties: tuple[str, ...] = ()
+    declined: str | None = None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites, in execution order."""
+        return tuple(self.offsets)
+
+
 class SiteGraph:
     """Sites and their dependence: an edge a → b where b reads a value that a produced, directly or not.
 
@@ -80,16 +105,34 @@ class SiteGraph:
         edges: Pairs of site names, only between sites with no other site in between.
         multiplicative_depth: Multiplications on the longest path through the model; see
             :func:`autorep_fx.passes.site_graph.build_site_graph`.
+        depths: Multiplications on the longest path from an input to each site's output, the site's own included.
+        ranges: Smallest and largest input of each site on the samples that were looked at, where known.
+        channel_groups: Sites tied by their channels; every gateable site is in one, those that are not tied alone.
     """
 
-    def __init__(self, sites: Iterable[Site], edges: Iterable[tuple[str, str]], *, multiplicative_depth: int) -> None:
+    def __init__(
+        self, sites: Iterable[Site], edges: Iterable[tuple[str, str]], *, multiplicative_depth: int,
+        depths: Mapping[str, int] | None = None, ranges: Mapping[str, tuple[float, float]] | None = None,
+        channel_groups: Iterable[ChannelGroup] = (),
+    ) -> None:  # fmt: skip
         self.sites = {site.name: site for site in sites}
         self.multiplicative_depth = multiplicative_depth
+        self.depths: Mapping[str, int] = dict(depths or {})
+        self.ranges: Mapping[str, tuple[float, float]] = dict(ranges or {})
+        self.channel_groups = tuple(channel_groups)
         self.graph: nx.DiGraph[str] = nx.DiGraph()
         self.graph.add_nodes_from(self.sites)
         self.graph.add_edges_from(edges)
+        self.levels: Mapping[str, int] = self._levels()
+
+    def _levels(self) -> dict[str, int]:
+        """Position of each site on the longest chain that ends at it, from 1."""
+        levels: dict[str, int] = {}
+        for name in nx.topological_sort(self.graph):
+            levels[name] = 1 + max((levels[before] for before in self.graph.predecessors(name)), default=0)
+        return {name: levels[name] for name in self.sites}
 
     @property
     def comparison_depth(self) -> int:
         """Sites on the longest chain: under MPC they run one after the other and set the rounds."""
-        return int(nx.dag_longest_path_length(self.graph)) + 1 if self.sites else 0
+        return max(self.levels.values(), default=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from autorep_fx.budget import Budget
 from autorep_fx.errors import BudgetError, BudgetInfeasibleError
@@ -44,8 +43,7 @@ def resolve(budget: Budget, sites: Sequence[Site]) -> Allowance:
     """
     gateable, fixed = gateable_comparisons(sites), fixed_comparisons(sites)
     if budget.kind == "fraction":
-        # Fraction of the decimal that the user wrote: 0.29 of 100 is 29, not the 28 of binary floating point.
-        return Allowance(budget, gateable, fixed, int(Fraction(repr(budget.value)) * gateable))
+        return Allowance(budget, gateable, fixed, budget.of(gateable))
     number = int(budget.value)
     if number < fixed:
         floor = "\n".join(f"  {s.name} ({s.kind}): {s.comparisons:,}, {s.reason}" for s in sites if not s.gateable)
@@ -53,7 +51,7 @@ def resolve(budget: Budget, sites: Sequence[Site]) -> Allowance:
             f"The budget of {number:,} comparisons is below the {fixed:,} that no gate can remove:\n{floor}",
             received=f"{number:,} comparisons",
             fix=f"Ask for at least {fixed:,}, give a percentage of the gateable comparisons such as '0%' or '5%', "
-            "or replace these operations in the model (max pooling by average pooling, for example).",
+            "or change these operations: `substitute: {max_pool2d: avg_pool2d}`, `gates: {pools: true}`, or the model.",
         )
     if number > gateable + fixed:
         raise BudgetError(

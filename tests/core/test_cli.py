@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 
 import autorep_fx
 from autorep_fx.cli import app, main
+from autorep_fx.models_zoo import create
 from nets import TinyNet, batches, trained_norms
 
 runner = CliRunner()
@@ -94,7 +97,11 @@ def test_config_init_validate_schema(tmp_path: Path) -> None:
     """`config init` writes a file that validate accepts, and does not write over one; schema is JSON."""
     path = tmp_path / "new.yaml"
     assert runner.invoke(app, ["config", "init", str(path), "--budget", "12.9K"]).exit_code == 0
-    assert yaml.safe_load(path.read_text())["budget"] == {"comparisons": 12900}
+    written = yaml.safe_load(path.read_text())
+    assert (written["budget"], written["model"]["spec"]) == ({"comparisons": 12900}, "zoo:digits_resnet")
+    other = tmp_path / "other.yaml"
+    assert runner.invoke(app, ["config", "init", str(other), "--model", "timm:resnet18"]).exit_code == 0
+    assert runner.invoke(app, ["config", "validate", str(other)]).exit_code == 0
     assert runner.invoke(app, ["config", "validate", str(path)]).exit_code == 0
     assert runner.invoke(app, ["config", "init", str(path)]).exit_code == 2
     schema = json.loads(runner.invoke(app, ["config", "schema"]).stdout)
@@ -110,6 +117,67 @@ def test_inspect_prints_sites_as_text_and_as_json() -> None:
     result = runner.invoke(app, ["inspect", "nets:TinyNet", "--input", "1x8x8"])
     assert "524 comparisons: 524 gateable, 0 fixed; comparison depth 3" in result.output
     assert runner.invoke(app, ["inspect", "nets:TinyNet", "--input", "1xax8"]).exit_code == 2
+
+
+def test_inspect_takes_the_size_of_the_library_and_draws(tmp_path: Path) -> None:
+    """Without --input the zoo's own; weights from a file; the picture beside the JSON; the same twice."""
+    weights, picture = tmp_path / "weights.pt", tmp_path / "graph.svg"
+    torch.save(create("lenet").state_dict(), weights)
+    command = ["inspect", "zoo:lenet", "--json", "--checkpoint", str(weights), "--graph", str(picture)]
+    first, second = (json.loads(runner.invoke(app, command).stdout) for _ in range(2))
+    assert first == second
+    assert first["sites"][0]["level"] == 1
+    assert first["sites"][0]["range"][0] < first["sites"][0]["range"][1]
+    assert "zoo:lenet: " in picture.read_text()
+
+
+OWN = """
+import torch
+class Pair(torch.nn.Module):
+    def forward(self, x, index):
+        return torch.relu(x) + index.sum(1, keepdim=True)
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (torch.nn.GRU(3, 3, batch_first=True) for _ in range(2))
+    def forward(self, x):
+        return self.two(self.one(x)[0])[0]
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A module beside the working directory."""
+    (tmp_path / "own_nets.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("own_nets", None)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_inspect_of_several_inputs() -> None:
+    """One --input per positional argument; a function of one's own has no usual shape."""
+    result = runner.invoke(app, ["inspect", "own_nets:Pair", "-i", "3", "-i", "int64:2"])
+    assert "3 comparisons: 3 gateable" in result.output
+    assert runner.invoke(app, ["inspect", "nets:TinyNet"]).exit_code == 2
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        (["zoo:resnet81"], ["resnet18"]),
+        (["nets:TinyNet", "-i", "1x8x8", "--graph", "graph.png"], ["drawn as SVG only"]),
+        (["own_nets:Recurrent", "-i", "4x3"], ["2 obstacles", "1.", "2.", "compares inside itself"]),
+    ],
+)
+def test_what_inspect_cannot_do(command: list[str], texts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """One message with every obstacle, and exit code 1."""
+    with pytest.raises(SystemExit) as caught:
+        main(["inspect", *command])
+    assert caught.value.code == 1
+    message = capsys.readouterr().err
+    assert all(text in message for text in texts), message
 
 
 def test_verify_and_count(tmp_path: Path) -> None:

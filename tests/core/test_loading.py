@@ -30,6 +30,7 @@ BASE: dict[str, Any] = {
 CHANGES: dict[str, dict[str, Any]] = {
     "model.args": {"model": {"factory": "nets:seeded_digits", "args": {"seed": 1}}},
     "model.zoo": {"model": {"zoo": "resnet20", "args": {"in_channels": 1}}},
+    "model.spec": {"model": {"spec": "zoo:resnet20", "args": {"in_channels": 1}}},
     "data.batch_size": {"data": {"name": "digits", "batch_size": 128}},
     "data.augment": {"data": {"name": "digits", "batch_size": 64, "augment": False}},
     "data.args": {"data": {"name": "digits", "batch_size": 64, "args": {"seed": 5}}},
@@ -101,3 +102,10 @@ def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert config.data is not None
     with pytest.raises(DataError, match=r"returns \(train, validation\)"):
         load_data(config.data, 0)
+
+
+def test_a_model_is_named_once() -> None:
+    """Of spec, zoo and factory exactly one."""
+    for names in ({}, {"spec": "zoo:lenet", "zoo": "lenet"}, {"spec": "a:b", "factory": "a:b"}):
+        with pytest.raises(ConfigError, match="exactly one of 'zoo' and 'factory'"):
+            parse_config({**BASE, "model": names}, PipelineConfig)
