@@ -2,13 +2,16 @@
 
     python benchmarks/coverage.py --library torchvision
     python benchmarks/coverage.py --library timm --sample 100 --seed 0
+    python benchmarks/coverage.py --library hf
 
 Random weights, with norm statistics first set by one pass in train mode, and a random head where the library starts it
-at zero. One process per model. Rows are kept in `benchmarks/results/coverage-LIBRARY.jsonl` as they come, and a run
-that is started again goes on where it stopped; `coverage.md` is written from all of them. Failures are rows too.
-torchvision
-and timm are no dependencies of the package; with a CPU build of torch, torchvision's two missing operator schemas are
-registered first.
+at zero. One process per model. Rows are kept in `benchmarks/results/coverage-LIBRARY.jsonl` as they come, with the
+commit that made them, and a run that is started again goes on where it stopped; `--again failed` runs the failures
+once more. `coverage.md` is written from all of them. Failures are rows too.
+
+A sample is drawn from the models of at most `--largest` million parameters: the names in an order that the seed
+decides, larger models left out. torchvision, timm and transformers are no dependencies of the package; with a CPU
+build of torch, torchvision's two missing operator schemas are registered first.
 """
 
 from __future__ import annotations
@@ -24,16 +27,47 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from autorep_fx.model_specs import build_model, example_inputs
+
 RESULTS = Path(__file__).parent / "results"
 _TIMEOUT = 900  # seconds for one model
+_PACKAGES = ("torch", "onnxruntime-gpu", "torchvision", "timm", "transformers")
+
+
+# Hugging Face configurations and what makes each a network of usual size; the image size is the configuration's own.
+HUGGING_FACE: dict[str, dict[str, Any]] = {
+    "BeitConfig": {"num_hidden_layers": 6},
+    "BitConfig": {},
+    "ConvNextConfig": {},
+    "ConvNextV2Config": {},
+    "CvtConfig": {},
+    "DeiTConfig": {"num_hidden_layers": 6},
+    "Dinov2Config": {"num_hidden_layers": 6},
+    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224},
+    "FocalNetConfig": {},
+    "LevitConfig": {},
+    "MobileNetV1Config": {},
+    "MobileNetV2Config": {},
+    "MobileViTConfig": {},
+    "PoolFormerConfig": {},
+    "PvtV2Config": {},
+    "RegNetConfig": {},
+    "ResNetConfig": {},
+    "SegformerConfig": {},
+    "SwiftFormerConfig": {},
+    "SwinConfig": {},
+    "ViTConfig": {"num_hidden_layers": 6},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", choices=["torchvision", "timm"], default="torchvision")
+    parser.add_argument("--library", choices=["torchvision", "timm", "hf"], default="torchvision")
     parser.add_argument("--sample", type=int, default=0, help="models to draw; 0 for all")
+    parser.add_argument("--largest", type=float, default=60, help="million parameters above which none is drawn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--names", default="", help="only these models, separated by commas")
+    parser.add_argument("--again", choices=["failed"], help="run these once more")
     parser.add_argument("--one", help="run one model in this process and print its row as JSON")
     options = parser.parse_args()
     if options.one:
@@ -41,21 +75,31 @@ def main() -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"coverage-{options.library}.jsonl"
-    done = {json.loads(line)["model"] for line in path.read_text().splitlines()} if path.exists() else set()
+    rows = read_rows(path)
+    if options.again:
+        rows = {name: row for name, row in rows.items() if "parity" in row}
     names = options.names.split(",") if options.names else list_models(options.library)
     if options.sample:
-        names = sorted(random.Random(options.seed).sample(names, options.sample))
+        names = draw(names, options.sample, options.seed, options.largest)
     for name in names:
-        if name not in done:
-            row = isolated(options.library, name)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(row)
+        if name not in rows:
+            rows = read_rows(path) | {name: isolated(options.library, name)}  # another run may have written
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+            print(rows[name], flush=True)
             write_table()
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows by model."""
+    if not path.exists():
+        return {}
+    return {row["model"]: row for row in map(json.loads, path.read_text().splitlines())}
 
 
 def list_models(library: str) -> list[str]:
     register_schemas()
+    if library == "hf":
+        return list(HUGGING_FACE)
     if library == "torchvision":
         import torchvision
 
@@ -64,6 +108,22 @@ def list_models(library: str) -> list[str]:
     import timm
 
     return list(timm.list_models())
+
+
+def draw(names: list[str], count: int, seed: int, largest: float) -> list[str]:
+    """The first ``count`` of the shuffled names whose models have at most ``largest`` million parameters."""
+    import torch
+
+    shuffled, chosen = sorted(names), []
+    random.Random(seed).shuffle(shuffled)
+    for name in shuffled:
+        with torch.device("meta"):
+            model = build_model(f"timm:{name}")
+        if sum(parameter.numel() for parameter in model.parameters()) <= largest * 1e6:
+            chosen.append(name)
+        if len(chosen) == count:
+            break
+    return chosen
 
 
 def register_schemas() -> None:
@@ -93,24 +153,6 @@ def isolated(library: str, name: str) -> dict[str, Any]:
     return {**row, "total_seconds": round(time.perf_counter() - start, 1)}
 
 
-def build(library: str, name: str) -> tuple[Any, tuple[int, ...]]:
-    """The model with random weights, and the shape of one sample."""
-    import torch
-
-    torch.manual_seed(0)
-    if library == "torchvision":
-        import torchvision
-
-        options = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(name, weights=None, **options)
-        size = {"inception_v3": 299}.get(name, 224)
-        return model, (3, size, size)
-    import timm
-
-    model = timm.create_model(name, pretrained=False)
-    return model, tuple(model.default_cfg.get("input_size", (3, 224, 224)))
-
-
 def run(library: str, name: str) -> dict[str, Any]:
     """One row."""
     register_schemas()
@@ -119,8 +161,10 @@ def run(library: str, name: str) -> dict[str, Any]:
     import autorep_fx
 
     torch.set_num_threads(1)
-    model, shape = build(library, name)
-    x = torch.randn(2, *shape)
+    torch.manual_seed(0)
+    spec = f"{library}:{name}"
+    model = build_model(spec, HUGGING_FACE[name] if library == "hf" else {})
+    [x] = example_inputs(spec, model)
     with torch.no_grad():
         model.train()(x)
         for module in reversed(list(model.modules())):
@@ -129,7 +173,7 @@ def run(library: str, name: str) -> dict[str, Any]:
                     torch.nn.init.normal_(module.weight, std=0.02)
                 break
     model.eval()
-    row: dict[str, Any] = {"model": name}
+    row: dict[str, Any] = {"model": name, "commit": commit()}
     try:
         found = autorep_fx.inspect(model, x)
         row |= {"sites": len(found.sites), "gateable": found.gateable, "fixed": found.fixed}
@@ -146,20 +190,29 @@ def run(library: str, name: str) -> dict[str, Any]:
     return row
 
 
+def commit() -> str:
+    """Of the checkout, with a plus where files differ from it."""
+    command = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def write_table() -> None:
     """`coverage.md` from all rows."""
     lines = [
         "# Coverage",
         "",
-        f"torch {version('torch')}, onnxruntime-gpu {version('onnxruntime-gpu')}, CPU, 1 thread.",
+        f"{', '.join(f'{name} {version(name)}' for name in _PACKAGES)}; CPU, 1 thread.",
         "",
         "Only the models listed here have been run. `linear`: sites that calibration made degree 1.",
         "",
     ]
     for path in sorted(RESULTS.glob("coverage-*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        passed = sum("parity" in row for row in rows)
-        lines += [f"## {path.stem.removeprefix('coverage-')}: {passed} of {len(rows)} with parity", ""]
+        rows = sorted(read_rows(path).values(), key=lambda row: str(row["model"]))
+        passed = sum("parity" in row and row["exact"] for row in rows)
+        lines += [
+            f"## {path.stem.removeprefix('coverage-')}: {passed} of {len(rows)} with parity and the exact count",
+            "",
+        ]
         lines += ["| model | nodes | sites | gateable | fixed | after | linear | seconds | parity | cause |"]
         lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
         for row in rows:
