@@ -20,6 +20,8 @@ from autorep_fx.config import PipelineConfig, TransformConfig
 from autorep_fx.config_io import load_yaml, parse_config
 from autorep_fx.errors import ConfigError, DataError
 from autorep_fx.files import output_directory
+from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.exported import is_exported
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
 from autorep_fx.training.batches import check_iterable, set_epoch, split_batch
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def transform(
-    model: nn.Module,
+    model: nn.Module | torch.export.ExportedProgram,
     budget: Any,
     *,
     data: Iterable[Any] | None = None,
@@ -58,7 +60,7 @@ def transform(
     on ``example_inputs`` and the kept units are those whose replacement would change the outputs most, by estimate.
 
     Args:
-        model: The trained model. It is never changed.
+        model: The trained model, or an exported program of it with a dynamic batch. It is never changed.
         budget: ``12900`` or ``"12.9K"`` comparisons in total, ``"5%"`` or ``0.05`` of the gateable ones, ``0``
             for none,
             or a :class:`Budget`.
@@ -91,15 +93,8 @@ def transform(
         OutputError: ``out_dir`` cannot be written.
     """
     wanted = Budget.parse(budget)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise ConfigError("The seed is an integer from 0 to 2**31 - 1.", received=repr(seed), fix="Pass seed=0.")
     settings, seed, device = _settings(config, wanted, seed, device)
-    _require_example(data, example_inputs)
-    for name, value in (("data", data), ("val_data", val_data)):
-        if value is not None:
-            check_iterable(value, name)
-    if resume and out_dir is None:
-        raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
+    _check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
     target = None if out_dir is None else output_directory(out_dir)
     if target is not None:
         _check_free(target, resume)
@@ -108,7 +103,7 @@ def transform(
         torch.manual_seed(seed)
         inputs = ExampleInputs.of(_first_inputs(data) if example_inputs is None else example_inputs)
         gated = prepare(model, wanted, example_inputs=inputs, config=settings)
-        teacher = copy.deepcopy(model).eval()
+        teacher = _in_eval(model, inputs)
         history: Sequence[Progress] = ()
         if data is None:
             _choose_without_training(gated, inputs, seed)
@@ -119,14 +114,45 @@ def transform(
             )  # fmt: skip
             history = _train(trainer, data, resume=resume, seed=seed)
         compiled = replace(lower(gated, title=type(model).__name__), history=tuple(history))
-        if data is None:
-            compiled = _with_distance(compiled, teacher, inputs)
+        compiled = (
+            _with_distance(compiled, teacher, inputs)
+            if data is None
+            else replace(compiled, warnings=(*compiled.warnings, *_differences(gated)))
+        )
         if val_data is not None:
             compiled = _with_metrics(compiled, teacher, val_data, objective)
     if target is not None:
         compiled.save(target)
         shutil.rmtree(target / "checkpoint", ignore_errors=True)  # nothing is left to resume
     return compiled
+
+
+def _check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, resume: bool, out_dir: Any) -> None:
+    """Refuse what cannot be meant, before any work.
+
+    Raises:
+        ConfigError: The seed is no seed, or there is nothing to resume from.
+        DataError: There is neither data nor an example, or the data cannot be iterated over again.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise ConfigError("The seed is an integer from 0 to 2**31 - 1.", received=repr(seed), fix="Pass seed=0.")
+    _require_example(data, example_inputs)
+    for name, value in (("data", data), ("val_data", val_data)):
+        if value is not None:
+            check_iterable(value, name)
+    if resume and out_dir is None:
+        raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
+
+
+def _in_eval(model: nn.Module | torch.export.ExportedProgram, inputs: ExampleInputs) -> nn.Module:
+    """A copy in eval mode, which an exported program only has as a captured module."""
+    if isinstance(model, torch.export.ExportedProgram) or is_exported(model):
+        return capture_graph(model, inputs)
+    return copy.deepcopy(model).eval()
+
+
+def _differences(gated: GatedModel) -> list[str]:
+    return [f"training was not the model's own: {text}" for text in gated.network.training_differences]
 
 
 def _require_example(data: Any, example_inputs: Any) -> None:

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from autorep_fx.config import TransformConfig
+from autorep_fx.config_io import parse_config
 from autorep_fx.cost.fx_count import input_dependent, non_polynomial_name
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.site_graph import build_site_graph, site_ranges
 from autorep_fx.sites import ChannelGroup, Site, SiteGraph, fixed_comparisons, gateable_comparisons
-from autorep_fx.stages import canonicalize, capture
+from autorep_fx.stages import select_sites
 
 __all__ = ["Inspection", "inspect"]
 
@@ -35,12 +38,14 @@ class Inspection:
         problems: What keeps the model from being compiled; empty if nothing does.
         not_replaced: Calls of what is neither polynomial nor a comparison, such as ``layer_norm`` and ``softmax``, by
             name: they stay as they are, and secure protocols compute them besides the comparisons.
+        training_differences: What the captured model does otherwise than the model in training.
     """
 
     sites: tuple[Site, ...]
     graph: SiteGraph
     problems: tuple[str, ...] = ()
     not_replaced: Mapping[str, int] = field(default_factory=dict)
+    training_differences: tuple[str, ...] = ()
 
     @property
     def gateable(self) -> int:
@@ -78,7 +83,7 @@ class Inspection:
             "multiplicative_depth": self.graph.multiplicative_depth,
             "floor": {kind: {"comparisons": n, "share": self.share(n)} for kind, n in self.floor.items()},
             "not_replaced": dict(self.not_replaced),
-            "problems": list(self.problems),
+            "problems": list(self.problems), "training_differences": list(self.training_differences),
             "sites": [self._site_json(site) for site in self.sites],
             "edges": [list(edge) for edge in self.graph.graph.edges],
             "channel_groups": [
@@ -106,6 +111,7 @@ class Inspection:
             f"{self.graph.comparison_depth}, multiplicative depth {self.graph.multiplicative_depth}"
         )
         lines += [*self._floor_lines(), *self._group_lines()]
+        lines += [f"in training: {text}" for text in self.training_differences]
         return "\n".join(lines + [f"problem: {text}" for text in self.problems])
 
     def _row(self, site: Site) -> tuple[str, ...]:
@@ -155,24 +161,29 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def inspect(model: nn.Module, example_inputs: Any) -> Inspection:
+def inspect(
+    model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *,
+    config: TransformConfig | Mapping[str, Any] | None = None,
+) -> Inspection:  # fmt: skip
     """List every site of a model, the fixed floor, the depths and the channel groups; the model is not changed.
 
     Args:
-        model: The model.
+        model: The model, or an exported program of it with a dynamic batch.
         example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments; the ranges of
             the sites are measured on them.
+        config: Settings, whose substitutions, pools and ignored sites are taken into account.
 
     Raises:
         UnsupportedModelError: The model cannot be captured; every obstacle is listed.
         DataError: The model cannot take the example inputs.
+        ConfigError: The settings do not fit the model.
     """
     inputs = ExampleInputs.of(example_inputs)
-    module = canonicalize(capture(model, inputs), example_inputs=inputs)
+    module, _ = select_sites(model, inputs, parse_config(config))
     sites = sites_of(module)
     problem = () if any(site.gateable for site in sites) else ("there is no activation that gates could replace",)
     graph = build_site_graph(module, ranges=site_ranges(module, inputs))
-    return Inspection(sites, graph, problem, _not_replaced(module))
+    return Inspection(sites, graph, problem, _not_replaced(module), module.training_differences)
 
 
 def _not_replaced(module: fx.GraphModule) -> dict[str, int]:

@@ -96,7 +96,7 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
     model, splits = load_model(settings.model), load_splits(settings)
     inputs, targets = split_batch(next(iter(splits.train)))
-    inspection = inspect(model, inputs)
+    inspection = inspect(model, inputs, config=settings.transform_config())
     objective = load_objective(settings.objective)
     objective.task_loss(objective.run(model, inputs), targets)
     settings_by_site(settings, inspection.sites)

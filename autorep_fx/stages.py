@@ -22,6 +22,7 @@ from autorep_fx.lowering import lower, require_projected
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
+from autorep_fx.passes.exported import is_exported, module_of
 from autorep_fx.passes.fingerprint import fingerprint
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
@@ -29,6 +30,7 @@ from autorep_fx.passes.insert_gates import InsertGatesPass
 from autorep_fx.passes.site_settings import SiteSettingsPass
 from autorep_fx.passes.stages import check_canonical, check_captured, check_equal, tolerance_of
 from autorep_fx.passes.substitute import SubstitutePass
+from autorep_fx.passes.training_differences import training_differences
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.trainer import GateTrainer
 
@@ -40,13 +42,17 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def capture(model: nn.Module, example_inputs: Any, *, verification: str = "numeric") -> CapturedModule:
+def capture(
+    model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *, verification: str = "numeric"
+) -> CapturedModule:
     """Capture a model; true afterwards: a functional ATen graph with a dynamic batch that equals the model in eval.
 
+    What it does otherwise in training is found out too: :attr:`CapturedModule.training_differences`.
+
     Args:
-        model: The trained model; it is copied, never changed.
+        model: The trained model, or an exported program with a dynamic batch; it is copied, never changed.
         example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments.
-        verification: ``structure``, ``numeric`` (outputs compared at batches 2 and 3) or ``off``.
+        verification: ``structure``, ``numeric`` (outputs compared at batches 2 and 3, and in training) or ``off``.
 
     Raises:
         UnsupportedModelError: It cannot be captured; every obstacle is listed.
@@ -57,8 +63,12 @@ def capture(model: nn.Module, example_inputs: Any, *, verification: str = "numer
     captured = capture_graph(model, inputs)
     if verification != "off":
         check_captured(captured)
-    if verification == "numeric" and not isinstance(model, CapturedModule):
+    if verification == "numeric" and is_exported(model):
+        check_equal("capture", captured, module_of(model), inputs, tolerance_of(captured))
+    elif verification == "numeric" and not isinstance(model, CapturedModule):
+        assert isinstance(model, nn.Module)
         check_equal("capture", captured, copy.deepcopy(model).eval(), inputs, tolerance_of(captured))
+        captured.training_differences = tuple(training_differences(model, captured, inputs))
     return captured
 
 
@@ -89,8 +99,12 @@ def canonicalize(
 
 
 def select_sites(
-    model: nn.Module, inputs: ExampleInputs, settings: TransformConfig, *, verification: str | None = None
-) -> tuple[CapturedModule, list[str]]:
+    model: nn.Module | torch.export.ExportedProgram,
+    inputs: ExampleInputs,
+    settings: TransformConfig,
+    *,
+    verification: str | None = None,
+) -> tuple[CapturedModule, list[str]]:  # fmt: skip
     """From a model to the canonical graph that settings ask for: substituted, its gateable sites settled.
 
     Args:
@@ -120,7 +134,7 @@ def select_sites(
 
 
 def prepare(
-    model: nn.Module,
+    model: nn.Module | torch.export.ExportedProgram,
     budget: Any,
     *,
     example_inputs: Any,

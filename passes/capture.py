@@ -15,20 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from autorep_fx.errors import ConfigError, DataError, NonFiniteError, UnsupportedModelError
-from autorep_fx.passes.captured import (
-    NORM_KEY,
-    TRAINING_ARGUMENT,
-    CapturedModule,
-    NormRecord,
-    cumulative_batch_norm,
-)
-from autorep_fx.passes.functionalize import FunctionalizePass
-from autorep_fx.passes.graphs import calls, finish, is_call
-from autorep_fx.passes.infra import Pipeline
-from autorep_fx.passes.inline import InlinePass
-from autorep_fx.passes.inputs import ExampleInputs, all_finite
-from autorep_fx.passes.source import is_library, scope
+from autorep_fx.errors import ConfigError, UnsupportedModelError
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.exported import from_exported, is_exported
+from autorep_fx.passes.flatten import flat_module
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.norm_records import record_modes
+from autorep_fx.passes.source import is_library
 
 __all__ = ["capture_graph", "export_program"]
 
@@ -36,11 +29,11 @@ logger = logging.getLogger(__name__)
 _RESERVED = frozenset({"graph", "meta", "code"})
 
 
-def capture_graph(model: nn.Module, example_inputs: Any) -> CapturedModule:
+def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_inputs: Any) -> CapturedModule:
     """Capture ``model`` in eval mode; the model itself is copied first and never touched.
 
     Args:
-        model: The trained model.
+        model: The trained model; or an exported program (or its module), whose batch must be dynamic.
         example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments.
 
     Returns:
@@ -53,6 +46,8 @@ def capture_graph(model: nn.Module, example_inputs: Any) -> CapturedModule:
     inputs = ExampleInputs.of(example_inputs)
     if isinstance(model, CapturedModule):
         return copy.deepcopy(model).eval()
+    if is_exported(model):
+        return from_exported(model, inputs)
     if not isinstance(model, nn.Module):
         raise ConfigError("The model is no torch.nn.Module.", received=type(model).__name__, fix="Pass the model.")
     _check_names(model)
@@ -60,15 +55,11 @@ def capture_graph(model: nn.Module, example_inputs: Any) -> CapturedModule:
     owners = dict(original.named_modules(remove_duplicate=False))
     frozen = {name for name, owner in owners.items() if not owner.training}
     original.eval()
-    _try_forward(original, inputs)
-    program = export_program(original, inputs)
-    traced = program.module(check_guards=False)
+    inputs.try_on(original)
+    traced = export_program(original, inputs).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
-    module = CapturedModule(traced, traced.graph)
-    module.meta.clear()  # torch.export leaves its own hooks' bookkeeping here, which does not copy
-    module.training = False
-    Pipeline(InlinePass(), FunctionalizePass(), name="capture")(module)
-    _record_modes(module, owners, frozen)
+    module = flat_module(traced)
+    record_modes(module, owners, frozen)
     return module
 
 
@@ -95,27 +86,6 @@ def _copy(model: nn.Module) -> nn.Module:
             [f"The model cannot be copied: {type(error).__name__}: {error}"],
             fix="Remove what does not copy (open files, locks, non-leaf tensors) from the model's attributes.",
         ) from error
-
-
-def _try_forward(model: nn.Module, inputs: ExampleInputs) -> None:
-    """Run the model as it is, so that a wrong example is told from a model that cannot be captured."""
-    try:
-        with torch.no_grad():
-            outputs = inputs.call(model)
-    except Exception as error:
-        shapes = [
-            tuple(t.shape) for t in pytree.tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(t, Tensor)
-        ]
-        raise DataError(
-            f"The model fails on the example inputs: {type(error).__name__}: {error}",
-            received=f"tensors of shape {', '.join(map(str, shapes))}",
-            fix="Pass example inputs that the model takes, with its device, dtype and shape.",
-        ) from error
-    if not all_finite(outputs):
-        raise NonFiniteError(
-            "The model's own outputs are not finite on the example inputs.",
-            fix="Check its weights and norm statistics, and the scale of the inputs.",
-        )
 
 
 def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:
@@ -174,39 +144,3 @@ def _reason(error: Exception) -> str:
     where = f" (at {own[-1].filename}:{own[-1].lineno}: {own[-1].line})" if own else ""
     paragraph = str(error).strip().split("\n\n")[0]
     return f"{type(error).__name__}: {paragraph}{where}"
-
-
-def _record_modes(module: CapturedModule, owners: dict[str, nn.Module], frozen: set[str]) -> None:
-    """Note per norm and dropout call what its owner was, and give ``momentum=None`` its own meaning back."""
-    dead: list[fx.Node] = []
-    for node in calls(module, *TRAINING_ARGUMENT):
-        path = scope(node)[0]
-        # Captured in eval mode: what is in training all the same is so always.
-        follows = node.args[TRAINING_ARGUMENT[node.target]] is False and path not in frozen  # type: ignore[index]
-        cumulative = follows and getattr(owners.get(path), "momentum", 0.1) is None
-        counter = _counter(module, node)
-        node.meta[NORM_KEY] = NormRecord(follows_mode=follows, counter=None if cumulative else counter)
-        if cumulative and counter:
-            dead.append(_make_cumulative(module, node, counter))
-    finish(module, dead)
-
-
-def _counter(module: CapturedModule, node: fx.Node) -> str | None:
-    """Name of the ``num_batches_tracked`` buffer of a batch norm; None without one."""
-    mean = node.args[3] if is_call(node, torch.ops.aten.batch_norm.default) else None
-    if not isinstance(mean, fx.Node):
-        return None
-    name = str(mean.target).rpartition(".")[0] + ".num_batches_tracked"
-    return name if name in dict(module.named_buffers(remove_duplicate=False)) else None
-
-
-def _make_cumulative(module: CapturedModule, node: fx.Node, counter: str) -> fx.Node:
-    x, weight, bias, mean, var, training, _, eps, *_ = node.args
-    with module.graph.inserting_before(node):
-        count = module.graph.get_attr(counter)
-        replacement = module.graph.call_function(
-            cumulative_batch_norm, (x, weight, bias, mean, var, training, count, eps)
-        )
-    replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
-    return node

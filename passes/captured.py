@@ -73,7 +73,13 @@ _BATCH_NORMS = (torch.ops.aten.batch_norm.default, cumulative_batch_norm)
 
 
 class CapturedModule(fx.GraphModule):
-    """A captured graph that trains like the module it was captured from."""
+    """A captured graph that trains like the module it was captured from.
+
+    Attributes:
+        training_differences: What it does otherwise than that module in training, as far as it was found out.
+    """
+
+    training_differences: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> CapturedModule:
         """Set training mode, also in the calls that carry it as an argument."""
@@ -107,6 +113,7 @@ class CapturedModule(fx.GraphModule):
             result = super().__deepcopy__(memo)
         assert isinstance(result, CapturedModule)
         result.training = self.training
+        result.training_differences = self.training_differences
         return result
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from autorep_fx.errors import DataError
+from autorep_fx.errors import DataError, NonFiniteError
 
 __all__ = ["ExampleInputs", "all_finite", "batch_size", "map_tensors", "resize_batch"]
 
@@ -136,3 +136,27 @@ class ExampleInputs:
     def call(self, module: Callable[..., Any]) -> Any:
         """Call ``module`` with these arguments."""
         return module(*self.args, **self.kwargs)
+
+    def try_on(self, model: Callable[..., Any]) -> None:
+        """Run a model as it is, so that a wrong example is told from a model that cannot be captured.
+
+        Raises:
+            DataError: It fails.
+            NonFiniteError: Its outputs are not finite.
+        """
+        try:
+            with torch.no_grad():
+                outputs = self.call(model)
+        except Exception as error:
+            leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+            raise DataError(
+                f"The model fails on the example inputs: {type(error).__name__}: {error}",
+                received=f"tensors of shape {shapes}",
+                fix="Pass example inputs that the model takes, with its device, dtype and shape.",
+            ) from error
+        if not all_finite(outputs):
+            raise NonFiniteError(
+                "The model's own outputs are not finite on the example inputs.",
+                fix="Check its weights and norm statistics, and the scale of the inputs.",
+            )

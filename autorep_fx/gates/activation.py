@@ -18,8 +18,7 @@ __all__ = ["GatedActivation"]
 
 # Weight of one training batch in the running moments: the last dozen refreshed batches count.
 _MOMENTUM = 0.2
-# Largest |quadratic| over largest |activation| in calibration. A fit to N(0, 1) passes it at 17 standard deviations.
-_OVERSHOOT = 4.0
+_FALLBACKS: tuple[Literal["linear", "kept"] | None, ...] = (None, "linear", "kept")
 
 
 class GatedActivation(nn.Module):
@@ -42,6 +41,10 @@ class GatedActivation(nn.Module):
         pinned: ``kept`` or ``replaced``: the state of every unit, which no score changes.
         own_allowed: Nominal comparisons that this site may keep, apart from the others; None for a common pot.
         like: A tensor whose device and dtype the parameters take.
+
+    Attributes:
+        fallback: What calibration had to do: ``linear`` for fits of degree 1, or ``kept`` for good.
+        handler: What takes over the forward pass, for the time of a calibration.
     """
 
     def __init__(
@@ -61,8 +64,8 @@ class GatedActivation(nn.Module):
         self.fit_arguments = fit_arguments
         self.pinned = pinned
         self.own_allowed = own_allowed
-        self.linearised = False  # calibration found that a quadratic overshoots here
-        self.samples = 0  # rows of a calibration batch that are samples; the rest are probes
+        self.fallback: Literal["linear", "kept"] | None = None
+        self.handler: Callable[[GatedActivation, Tensor], Tensor] | None = None
         self.mode = "run"
         self.reach = 0.0
         options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -141,8 +144,8 @@ class GatedActivation(nn.Module):
         """Activation or polynomial of ``x`` ``(N, *shape)`` by the state of the gates."""
         if self.parameter is not None:
             self.parameter.copy_(parameters[0].detach())
-        if self.mode == "calibrate":
-            return self._calibrate(x)
+        if self.handler is not None:
+            return self.handler(self, x)
         if self.mode == "measure":
             self.observe(x)
             self.reach = self._reach(x)
@@ -150,20 +153,22 @@ class GatedActivation(nn.Module):
             self.observe(x, momentum=_MOMENTUM)
         return mix(self.activation(x, *parameters), self.polynomial(x), self.kept, self.score)
 
-    def _calibrate(self, x: Tensor) -> Tensor:
-        """Fit to the first ``samples`` rows of ``x``; linear, where a quadratic overshoots on any row."""
-        self.observe(x[: self.samples])
-        self.refit()
-        if self.pinned == "kept":
-            return self.function(x)
-        result = self.polynomial(x)
-        if self.degree == 2:
-            largest = float(self.function(x).abs().max())
-            self.linearised = not float(result.abs().max()) <= _OVERSHOOT * largest
-            if self.linearised:
-                self.refit()
-                result = self.polynomial(x)
-        return result
+    def fall_back(self, fallback: Literal["linear", "kept"] | None) -> None:
+        """Fit with degree 1 from now on, keep the activation for good, or neither."""
+        if self.fallback == "kept":
+            self.pinned = None
+        if fallback == "kept":
+            self.pinned = "kept"
+            self.kept.fill_(True)
+        self.fallback = fallback
+
+    def get_extra_state(self) -> Tensor:
+        """The fallback: part of the state dict."""
+        return torch.tensor(_FALLBACKS.index(self.fallback), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore it."""
+        self.fall_back(_FALLBACKS[int(state)])
 
     @torch.no_grad()
     def observe(self, x: Tensor, momentum: float = 1.0) -> None:
@@ -191,7 +196,7 @@ class GatedActivation(nn.Module):
         """Fit the polynomial to the recorded distribution."""
         coefficients = fit_site(
             self.site.kind, self._fit_arguments(), self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
-            min(self.degree, 1) if self.linearised else self.degree, self.limits,
+            self.degree if self.fallback is None else min(self.degree, 1), self.limits,
         )  # fmt: skip
         padding = self.degree + 1 - len(coefficients)
         self.set_coefficients(torch.from_numpy(np.pad(coefficients, ((0, padding), (0, 0)))))

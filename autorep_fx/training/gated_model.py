@@ -142,7 +142,7 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        calibrate = CalibratePass(inputs, noise=given)
+        calibrate = CalibratePass(inputs, noise=given, room=self._pots()[-1].allowed)
         calibrate(self.network)
         self.fallbacks = calibrate.fallbacks
         self._start_scores(inputs, seed)

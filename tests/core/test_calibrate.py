@@ -120,3 +120,45 @@ def test_without_training_the_units_that_matter_are_kept() -> None:
     )
     assert compiled.plan.sites[0].kept.flatten().tolist() == [False, True]
     assert any("nothing was trained" in note for note in compiled.notes)
+
+
+class SelfGated(nn.Module):
+    """A product with a sigmoid of the input's own mean, whose inputs reach far: any line leaves [0, 1] by far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.head(x * torch.sigmoid(x.pow(5).mean(1, keepdim=True)))
+
+
+def _self_gated() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    x = torch.randn(32, 4)
+    x[0] *= 30
+    return SelfGated().eval(), x
+
+
+def test_a_site_that_no_polynomial_serves_is_kept_within_the_budget() -> None:
+    """The sigmoid (1 comparison) is kept for good and noted; the budget stays exact, and a resumed state knows it."""
+    model, x = _self_gated()
+    gated = autorep_fx.prepare(model, 4, example_inputs=x)
+    gated.calibrate(ExampleInputs.of(x))
+    gate = gated.gates["sigmoid"]
+    assert (gate.fallback, gate.pinned, gate.kept_comparisons) == ("kept", "kept", 1)
+    fresh = autorep_fx.prepare(model, 4, example_inputs=x)
+    fresh.load_state_dict(gated.state_dict())
+    assert fresh.gates["sigmoid"].pinned == "kept"
+    compiled = autorep_fx.transform(model, 4, example_inputs=x)
+    assert compiled.comparisons == 4
+    assert any(note.startswith("sigmoid: kept entirely") for note in compiled.notes)
+
+
+def test_without_room_it_becomes_linear() -> None:
+    """A budget of 3 has no quarter for it."""
+    model, x = _self_gated()
+    compiled = autorep_fx.transform(model, 3, example_inputs=x)
+    assert compiled.comparisons == 3
+    assert any(note.startswith("sigmoid: fitted with degree 1") for note in compiled.notes)
