@@ -137,7 +137,9 @@ def _promotes(node: fx.Node, written: fx.Node) -> bool:
     values = [value.meta.get("val") for value in node.all_input_nodes]
     types = [value.dtype for value in values if isinstance(value, torch.Tensor) and value.dim() > 0]
     dtype: torch.dtype = written.meta["val"].dtype
-    return "copy_" not in str(node.target) and any(torch.promote_types(dtype, other) != dtype for other in types)
+    if node.target is aten.copy_.default:
+        return any(value.dtype != dtype for value in values[1:] if isinstance(value, torch.Tensor))
+    return any(torch.promote_types(dtype, other) != dtype for other in types)
 
 
 def _rewrite(module: fx.GraphModule, node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
@@ -147,7 +149,10 @@ def _rewrite(module: fx.GraphModule, node: fx.Node, written: fx.Node, order: dic
     functional = _functional(target)
     assert functional is not None
     with module.graph.inserting_before(node):
-        replacement = module.graph.call_function(functional, node.args, node.kwargs)
+        if target is aten.copy_.default:  # its functional form has no derivative
+            replacement = module.graph.call_function(aten.expand_as.default, (node.args[1], written))
+        else:
+            replacement = module.graph.call_function(functional, node.args, node.kwargs)
         replacement.meta = dict(node.meta)
         if _promotes(node, written):  # in place, the result keeps the dtype of what is written to
             replacement = module.graph.call_function(aten.to.dtype, (replacement, written.meta["val"].dtype))

@@ -639,14 +639,19 @@ class _WritesSlices(nn.Module):
         y = x.clone()
         y[:, 1, ::2] += 10
         y[:, 0].mul_(2)
+        y[:, 2] = y[:, 3] * 3
+        y[:, 3, 1:3] = y[:, 0, :1]
         return torch.relu(y + mask)
 
 
 def test_writes_to_slices_are_carried_into_the_whole() -> None:
-    """Assignments to regions and rows, strided ones too, equal the original's and leave nothing in place."""
+    """Assignments to regions and rows, strided ones too, equal the original's, gradients too; nothing is left in place."""
     x = torch.randn(3, 4, 6)
     captured = capture_graph(_WritesSlices(), x)
     assert not any(mutates(node) for node in captured.graph.nodes)
     for batch in (1, 3, 5):
-        x = torch.randn(batch, 4, 6)
-        assert torch.equal(captured(x), _WritesSlices()(x))
+        x = torch.randn(batch, 4, 6, requires_grad=True)
+        ours, theirs = captured(x), _WritesSlices()(x)
+        assert torch.equal(ours, theirs)
+        gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)]
+        assert torch.equal(*gradients)
