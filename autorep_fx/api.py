@@ -30,6 +30,7 @@ from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.history import Callback, Progress
 from autorep_fx.training.objective import Objective
+from autorep_fx.training.ranges import beyond_range
 from autorep_fx.training.trainer import GateTrainer
 
 __all__ = ["transform"]
@@ -121,6 +122,7 @@ def transform(
         )
         if val_data is not None:
             compiled = _with_metrics(compiled, teacher, val_data, objective)
+            compiled = replace(compiled, warnings=(*compiled.warnings, *_beyond_range(gated, compiled, val_data)))
     if target is not None:
         compiled.save(target)
         shutil.rmtree(target / "checkpoint", ignore_errors=True)  # nothing is left to resume
@@ -149,6 +151,11 @@ def _in_eval(model: nn.Module | torch.export.ExportedProgram, inputs: ExampleInp
     if isinstance(model, torch.export.ExportedProgram) or is_exported(model):
         return capture_graph(model, inputs)
     return copy.deepcopy(model).eval()
+
+
+def _beyond_range(gated: GatedModel, compiled: Compiled, data: Iterable[Any]) -> tuple[str, ...]:
+    ranges = {site.name: site.input_range for site in compiled.plan.sites if site.input_range is not None}
+    return beyond_range(gated, ranges, data)
 
 
 def _differences(gated: GatedModel) -> list[str]:

@@ -162,3 +162,16 @@ def test_without_room_it_becomes_linear() -> None:
     compiled = autorep_fx.transform(model, 3, example_inputs=x)
     assert compiled.comparisons == 3
     assert any(note.startswith("sigmoid: fitted with degree 1") for note in compiled.notes)
+
+
+def test_validation_data_beyond_the_calibrated_range_is_a_warning() -> None:
+    """Samples five times as wide as those fitted on are told, with the worst site; like samples are not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(64, 4)
+    for factor, expected in ((1.0, 0), (5.0, 1)):
+        data = [(x * factor, torch.zeros(64, dtype=torch.long))]
+        compiled = autorep_fx.transform(model, "50%", example_inputs=x, val_data=data)
+        found = [text for text in compiled.warnings if "leave the calibrated range" in text]
+        assert len(found) == expected
+        assert all("1 of 1 sites" in text and "worst: 1, calibrated" in text for text in found)
