@@ -12,7 +12,7 @@ from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.passes.functionalize import is_view, mutates
 from autorep_fx.passes.graphs import calls, finish
 from autorep_fx.passes.infra import Pass, PassResult
-from autorep_fx.passes.shapes import record_shapes
+from autorep_fx.passes.shapes import record_dtypes
 from autorep_fx.passes.source import location
 
 __all__ = ["InlinePass"]
@@ -54,7 +54,7 @@ class InlinePass(Pass):
                 checks = calls(module, torch.ops.aten._assert_tensor_metadata.default)
                 finish(module, checks)
                 if recast:
-                    record_shapes(module)  # the recorded dtypes are those of autocast
+                    record_dtypes(module)  # the recorded dtypes are those of autocast
                 return PassResult(module, modified or bool(checks))
             recast = recast or any(str(node.target) == "wrap_with_autocast" for node in nodes)
             for node in nodes:

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-__all__ = ["record_missing_shapes", "record_shapes"]
+__all__ = ["record_dtypes", "record_missing_shapes"]
 
 
-def record_shapes(module: fx.GraphModule) -> None:
-    """Run the whole graph on its recorded symbolic inputs and set ``meta["val"]`` of every node anew.
+def record_dtypes(module: fx.GraphModule) -> None:
+    """Correct the dtypes in ``meta["val"]``, where the graph now computes in others than it was captured in.
 
-    An operation that looks at a symbolic size may fix it for good; where recorded values are still true,
-    :func:`record_missing_shapes` leaves them alone.
+    The graph is run on zeros of the sizes that it was captured with. Running it on its symbolic sizes would record
+    shapes anew too, but operations that look at such a size may fix it for good.
     """
-    values = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
-    kept = {node: dict(node.meta) for node in module.graph.nodes}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        FakeTensorProp(module, _fake_mode(module)).propagate_dont_convert_inputs(*values)
-    for node, meta in kept.items():
-        node.meta = {**meta, "val": node.meta.get("val")}
+    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    recorder = _DtypeRecorder(module, garbage_collect_values=True)
+    with torch.no_grad():
+        recorder.run(*(_zeros(value) if isinstance(value, Tensor) else value for value in inputs))
+    for node, dtype in recorder.dtypes.items():
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor) and value.dtype != dtype:
+            with value.fake_mode:
+                node.meta["val"] = value.to(dtype)
+
+
+class _DtypeRecorder(fx.Interpreter):
+    """Runs a graph and notes the dtype of every tensor."""
+
+    def __init__(self, module: fx.GraphModule, *, garbage_collect_values: bool) -> None:
+        super().__init__(module, garbage_collect_values=garbage_collect_values)
+        self.dtypes: dict[fx.Node, torch.dtype] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.dtypes[n] = result.dtype
+        return result
+
+
+def _zeros(value: Tensor) -> Tensor:
+    sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
+    return torch.zeros(sizes, dtype=value.dtype, device=value.device)
 
 
 def record_missing_shapes(module: fx.GraphModule) -> None:

@@ -31,6 +31,16 @@ def test_the_readmes_code_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names["logits"].shape == (len(names["data"].test), 10)  # type: ignore[attr-defined]
 
 
+def test_the_settings_of_single_sites_run() -> None:
+    """The block of docs/models.md: a kept site, channel gates and a share of its own per block."""
+    names: dict[str, object] = {}
+    exec(compile(_block(ROOT / "docs" / "models.md", "python"), "models.md", "exec"), names)
+    compiled = names["compiled"]
+    sites = {site.name: site for site in compiled.plan.sites}  # type: ignore[attr-defined]
+    assert sites["relu1"].kept_elements == sites["relu1"].elements
+    assert {site.granularity for site in sites.values()} == {"channel"}
+
+
 def test_the_readme_is_short() -> None:
     """At most about a hundred lines."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 105
