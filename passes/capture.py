@@ -117,8 +117,8 @@ def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.Expo
         logger.debug("torch.export failed", exc_info=True)
         raise UnsupportedModelError(
             [f"torch.export cannot capture it: {_reason(error)}"],
-            fix="Rewrite the part that is named: branches on data values and sizes that depend on the batch "
-            "cannot be captured.",
+            fix="Rewrite the part that is named: branches on data values cannot be captured, nor code that fixes the "
+            "batch, such as len(x) (write x.shape[0]) or int(x.shape[0]).",
         ) from error
 
 
