@@ -99,6 +99,8 @@ def transform(
     target = None if out_dir is None else output_directory(out_dir)
     if target is not None:
         _check_free(target, resume)
+    if data is not None and isinstance(model, nn.Module):
+        _check_trainable(model)
     place, objective = resolve_device(device), Objective(loss, metric, forward)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -144,6 +146,21 @@ def _check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, r
             check_iterable(value, name)
     if resume and out_dir is None:
         raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
+
+
+def _check_trainable(model: nn.Module) -> None:
+    """Refuse to train in float16, where the squares that Adam divides by vanish.
+
+    Raises:
+        ConfigError: With how to get a float16 file all the same.
+    """
+    half = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]
+    if half:
+        raise ConfigError(
+            "A float16 model cannot be trained as it is: its updates vanish or overflow.",
+            received=f"{len(half)} float16 parameters, such as {half[0]}",
+            fix="Pass model.float(), and export: {dtype: float16} for a float16 file.",
+        )
 
 
 def _in_eval(model: nn.Module | torch.export.ExportedProgram, inputs: ExampleInputs) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import inspect
 import logging
 import traceback
@@ -55,7 +56,7 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
     owners = dict(original.named_modules(remove_duplicate=False))
     frozen = {name for name, owner in owners.items() if not owner.training}
     original.eval()
-    inputs.try_on(original)
+    _register_dataclasses((inputs.args, dict(inputs.kwargs), inputs.try_on(original)))
     traced = export_program(original, inputs).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     module = flat_module(traced)
@@ -86,6 +87,14 @@ def _copy(model: nn.Module) -> nn.Module:
             [f"The model cannot be copied: {type(error).__name__}: {error}"],
             fix="Remove what does not copy (open files, locks, non-leaf tensors) from the model's attributes.",
         ) from error
+
+
+def _register_dataclasses(value: Any) -> None:
+    """Tell torch of the dataclasses among inputs and outputs, so that it looks into them and keeps them."""
+    for leaf in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+            _register_dataclasses([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
 
 
 def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.ExportedProgram:

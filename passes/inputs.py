@@ -137,8 +137,11 @@ class ExampleInputs:
         """Call ``module`` with these arguments."""
         return module(*self.args, **self.kwargs)
 
-    def try_on(self, model: Callable[..., Any]) -> None:
+    def try_on(self, model: Callable[..., Any]) -> Any:
         """Run a model as it is, so that a wrong example is told from a model that cannot be captured.
+
+        Returns:
+            Its outputs.
 
         Raises:
             DataError: It fails.
@@ -160,3 +163,4 @@ class ExampleInputs:
                 "The model's own outputs are not finite on the example inputs.",
                 fix="Check its weights and norm statistics, and the scale of the inputs.",
             )
+        return outputs
