@@ -8,9 +8,11 @@ import torch
 
 from autorep_fx.compiled import Compiled
 from autorep_fx.cost import count_sites
-from autorep_fx.errors import InvariantError, NotProjectedError
+from autorep_fx.cost.dependence import input_dependent
+from autorep_fx.errors import ConfigError, InvariantError, NotProjectedError
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
+from autorep_fx.passes.graphs import site_nodes
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.stages import check_equal, tolerance_of
 from autorep_fx.plan import FixedSite, Plan, SitePlan
@@ -46,6 +48,7 @@ def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
 
     Raises:
         NotProjectedError: The gates are not projected.
+        ConfigError: Sites are kept behind what became a constant.
         InvariantError: Counts or outputs of the lowered module are not those of the gated model.
     """
     require_projected(gated)
@@ -59,6 +62,7 @@ def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
     module = copy.deepcopy(gated.network)
     build_pipeline("lower", gated.config.passes_of("lower"))(module)
     verification = gated.config.verification
+    _check_dependence(module, plan)
     if verification != "off":
         _check_lowered(module, plan)
     if verification == "numeric":
@@ -67,6 +71,24 @@ def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
         module, plan, weights, gated.example.to(device="cpu"), gated.config, gated.sites,
         polynomials=polynomials, warnings=warnings, title=title,
     )  # fmt: skip
+
+
+def _check_dependence(module: CapturedModule, plan: Plan) -> None:
+    """Refuse sites that are kept although all that reaches them is constant: they would compare nothing.
+
+    Raises:
+        ConfigError: With every such site.
+    """
+    dependent = input_dependent(module.graph.nodes)
+    kept = {site.name for site in plan.sites if site.kept_elements}
+    lowered = {site.name: node in dependent for node, site in site_nodes(module)}
+    constant = [name for name in kept if not lowered.get(name, True)]
+    if constant:
+        raise ConfigError(
+            "Sites are kept although nothing of the input reaches them: everything before them became a constant.",
+            received=f"{', '.join(sorted(constant))} behind polynomials of degree 0",
+            fix="Use degree 1 (polynomials: {degree: 1}), or keep some of the sites before them.",
+        )
 
 
 def _check_lowered(module: CapturedModule, plan: Plan) -> None:

@@ -29,6 +29,7 @@ from autorep_fx.export.attention import with_four_axes
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.verify import METADATA, Verification, verify
 from autorep_fx.files import atomic_path
+from autorep_fx.passes.batch_statistics import batch_statistics
 from autorep_fx.passes.capture import export_program
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
@@ -71,9 +72,13 @@ def export_onnx(
         What was verified.
 
     Raises:
+        UnsupportedModelError: ONNX has no form for it.
         ParityError: onnxruntime's outputs differ from torch's, or the count from the plan's.
         OutputError: The file cannot be written.
     """
+    obstacles = batch_statistics(module)
+    if obstacles:
+        raise UnsupportedModelError(obstacles, fix="Train it with running statistics (track_running_stats=True).")
     wanted = getattr(torch, dtype)
     module = copy.deepcopy(module).cpu().eval()
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), wanted)

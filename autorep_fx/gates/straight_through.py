@@ -26,12 +26,12 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient] = gradients
         activation, polynomial, kept, score = ctx.saved_tensors
-        zero = gradient.new_zeros(())
         to_score = None
         if ctx.needs_input_grad[3]:
             influence = gradient * (activation - polynomial)
             to_score = influence.sum_to_size(score.shape) * F.softplus(score)
-        return torch.where(kept, gradient, zero), torch.where(kept, zero, gradient), None, to_score
+        # masked_fill keeps the strides of the gradient, where() may not: the layer before would round differently.
+        return gradient.masked_fill(~kept, 0), gradient.masked_fill(kept, 0), None, to_score
 
 
 def mix(activation: Tensor, polynomial: Tensor, kept: Tensor, score: Tensor) -> Tensor:

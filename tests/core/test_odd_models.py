@@ -174,3 +174,24 @@ def test_targets_that_are_no_files_are_not_replaced(tmp_path: Path) -> None:
         compiled.report(tmp_path / "folder.onnx")
     with pytest.raises(OutputError):
         compiled.save("a\0b")
+
+
+def test_sites_behind_a_constant_are_told() -> None:
+    """Degree 0 with nothing kept cuts the input off: the sites behind are named, not miscounted."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    config = {"sites": {"1": {"mode": "replace", "degree": 0}}}
+    with pytest.raises(ConfigError, match="3 behind polynomials of degree 0"):
+        autorep_fx.transform(model.eval(), "100%", example_inputs=torch.randn(4, 3, 8, 8), config=config)
+
+
+def test_a_norm_of_batch_statistics_is_an_obstacle_to_export(tmp_path: Path) -> None:
+    """It compiles in torch; the export, and inspect before it, name the norm."""
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    x = torch.randn(4, 3, 8, 8)
+    [problem] = autorep_fx.inspect(model, x).problems
+    assert problem.startswith("batch norm 1 ")
+    compiled = autorep_fx.transform(model, "30%", example_inputs=x)
+    with pytest.raises(UnsupportedModelError, match="depend on the other samples"):
+        compiled.export(tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
