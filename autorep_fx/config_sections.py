@@ -1,0 +1,136 @@
+"""Sections of the settings: what each part of a transformation goes by, with all defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+
+from autorep_fx.budget import Budget
+from autorep_fx.errors import BudgetError
+
+__all__ = [
+    "BudgetField",
+    "CalibrationConfig",
+    "ExportConfig",
+    "FinetuneConfig",
+    "GatesConfig",
+    "OutputsConfig",
+    "PolynomialsConfig",
+    "Section",
+    "SiteConfig",
+    "TrainingConfig",
+]
+
+Granularity = Literal["element", "channel", "site"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys and infinite numbers refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class GatesConfig(Section):
+    """Gates and how their scores start."""
+
+    granularity: Granularity = Field("element", description="What one gate decides on.")
+    pools: bool = Field(False, description="Gate max pooling too: per channel, or an affine map of the average.")
+    init: Literal["sensitivity", "random"] = Field(
+        "sensitivity",
+        description="Scores start from the rank of the measured output error, or from U(0, 1) as in AutoReP.",
+    )
+    band: float = Field(0.003, ge=0, description="Hysteresis band θ: flip below −θ, flip back above +θ.")
+
+
+class PolynomialsConfig(Section):
+    """Polynomials and their fit."""
+
+    degree: int = Field(2, ge=0, le=2, description="Degree of the replacing polynomials.")
+    sigma_floor: float = Field(0.05, ge=0, description="Floor of σ per channel, relative to the site's RMS σ.")
+    c2_bound: float = Field(10.0, gt=0, description="Largest |c2| that a fit may give.")
+    c2_scale: float = Field(0.1, gt=0, description="c2 is trained as c2_scale · parameter: slow quadratic terms.")
+    refresh_until: float = Field(0.2, ge=0, le=1, description="Progress of gate training until which fits follow "
+                                 "the moving input distribution; trained by gradient afterwards.")  # fmt: skip
+    refresh_every: int = Field(10, ge=1, description="Optimiser steps between two refreshed fits.")
+
+
+class CalibrationConfig(Section):
+    """Data that the polynomials are fitted on."""
+
+    samples: int = Field(256, ge=1, description="Samples to fit on, in order, with the prefix replaced.")
+
+
+class TrainingConfig(Section):
+    """Training of gates, polynomials and weights together."""
+
+    epochs: int = Field(10, ge=0)
+    lr: float = Field(1e-3, gt=0, description="Learning rate of weights and polynomials at the start.")
+    gate_lr: float = Field(1e-2, gt=0, description="Learning rate of the scores.")
+    weight_decay: float = Field(0.0, ge=0)
+    reach: float = Field(0.7, gt=0, le=1, description="Progress at which the kept comparisons reach the budget.")
+    penalty: float = Field(1.0, ge=0, description="Weight of the penalty on the density above the target.")
+    distillation: float = Field(1.0, ge=0, description="Weight of the distillation from the untouched model.")
+    temperature: float = Field(4.0, gt=0, description="Temperature of the distillation.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+
+
+class FinetuneConfig(Section):
+    """Training of weights and polynomials with the gates frozen."""
+
+    epochs: int = Field(10, ge=0)
+    lr: float = Field(1e-3, gt=0)
+
+
+class ExportConfig(Section):
+    """The ONNX file."""
+
+    opset: int = Field(20, ge=18, le=23)
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+class OutputsConfig(Section):
+    """What is written beside plan, weights and settings."""
+
+    onnx: bool = True
+    report: bool = True
+
+
+def _budget(value: Any) -> Budget:
+    try:
+        return Budget.parse(value)
+    except BudgetError as error:
+        raise ValueError(str(error)) from error
+
+
+BudgetField = Annotated[
+    Budget,
+    BeforeValidator(_budget),
+    PlainSerializer(lambda budget: budget.to_json()),
+    WithJsonSchema(
+        {
+            "description": "'12.9K', '5%', an integer, or {comparisons: n} / {fraction: f}.",
+            "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "object"}],
+        }
+    ),
+]
+
+
+class SiteConfig(Section):
+    """Settings of single sites; unset ones fall back to the sections."""
+
+    mode: Literal["gate", "keep", "replace", "ignore"] = Field(
+        "gate",
+        description="gate; keep entirely, within the budget; replace entirely; or ignore: comparisons become fixed.",
+    )
+    granularity: Granularity | None = None
+    degree: int | None = Field(None, ge=0, le=2)
+    budget: BudgetField | None = Field(
+        None, description="Of each site: what it may keep, as a number or as a fraction of its own comparisons."
+    )
+
+    @model_validator(mode="after")
+    def _share_of_a_gate(self) -> SiteConfig:
+        if self.budget is not None and self.mode != "gate":
+            raise ValueError(f"A budget of its own is for sites that are gated; this one has mode {self.mode!r}.")
+        return self
