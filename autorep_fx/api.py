@@ -106,24 +106,25 @@ def transform(
         torch.manual_seed(seed)
         inputs = ExampleInputs.of(_first_inputs(data) if example_inputs is None else example_inputs)
         gated = prepare(model, wanted, example_inputs=inputs, config=settings)
-        teacher = _in_eval(model, inputs)
         history: Sequence[Progress] = ()
         if data is None:
+            theirs = _outputs(model, inputs)
             _choose_without_training(gated, inputs, seed)
         else:
+            teacher = _in_eval(model, inputs)
             trainer = GateTrainer(
                 gated, teacher, settings, objective=objective, data=data, val_data=val_data, device=place, seed=seed,
                 callbacks=callbacks, checkpoint=None if target is None else target / "checkpoint",
             )  # fmt: skip
             history = _train(trainer, data, resume=resume, seed=seed)
-        compiled = replace(lower(gated, title=type(model).__name__), history=tuple(history))
+        compiled = replace(lower(gated, title=type(model).__name__, consume=True), history=tuple(history))
         compiled = (
-            _with_distance(compiled, teacher, inputs)
+            _with_distance(compiled, theirs, inputs)
             if data is None
             else replace(compiled, warnings=(*compiled.warnings, *_differences(gated)))
         )
         if val_data is not None:
-            compiled = _with_metrics(compiled, teacher, val_data, objective)
+            compiled = _with_metrics(compiled, _in_eval(model, inputs), val_data, objective)
             compiled = replace(compiled, warnings=(*compiled.warnings, *_beyond_range(gated, compiled, val_data)))
     if target is not None:
         compiled.save(target)
@@ -262,22 +263,29 @@ def _choose_without_training(gated: GatedModel, inputs: ExampleInputs, seed: int
     project(gated)
 
 
-def _with_distance(compiled: Compiled, teacher: nn.Module, inputs: ExampleInputs) -> Compiled:
+@torch.no_grad()
+@torch.no_grad()
+def _outputs(model: nn.Module | torch.export.ExportedProgram, inputs: ExampleInputs) -> list[Any]:
+    """Outputs of a copy in eval mode, which is gone afterwards, and its weights with it."""
+    return pytree.tree_leaves(inputs.to(device="cpu").call(_in_eval(model, inputs).cpu()))
+
+
+def _with_distance(compiled: Compiled, theirs: Sequence[Any], inputs: ExampleInputs) -> Compiled:
     """Add how far the outputs are from the model's: without validation data the only sign of quality."""
-    inputs = inputs.to(device="cpu")
     with torch.no_grad():
-        ours, theirs = (pytree.tree_leaves(inputs.call(m)) for m in (compiled.module, teacher.cpu()))
-        squares = [
-            (float((a.double() - b.double()).square().sum()), float(b.double().square().sum()))
-            for a, b in zip(ours, theirs, strict=True) if isinstance(b, Tensor) and b.is_floating_point()
-        ]  # fmt: skip
+        ours = pytree.tree_leaves(inputs.to(device="cpu").call(compiled.module))
+    squares = [
+        (float((a.double() - b.double()).square().sum()), float(b.double().square().sum()))
+        for a, b in zip(ours, theirs, strict=True)
+        if isinstance(b, Tensor) and b.is_floating_point()
+    ]
     error, scale = (sum(column) for column in zip(*squares, strict=True))
     note = f"outputs on the example inputs differ from the model's by {(error / max(scale, 1e-300)) ** 0.5:.1%} (RMS)"
     return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))
 
 
-def _with_metrics(compiled: Compiled, teacher: nn.Module, val_data: Iterable[Any], objective: Objective) -> Compiled:
-    before = evaluate(teacher.cpu(), val_data, objective)
+def _with_metrics(compiled: Compiled, original: nn.Module, val_data: Iterable[Any], objective: Objective) -> Compiled:
+    before = evaluate(original.cpu(), val_data, objective)
     after = evaluate(compiled.module, val_data, objective)
     if before is None or after is None:
         return compiled

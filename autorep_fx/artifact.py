@@ -90,7 +90,7 @@ def load(folder: Path | str, model: nn.Module | None = None, *, example_inputs: 
     allowance = Allowance(plan.budget, gateable, plan.fixed_comparisons, plan.allowed)
     gated = GatedModel(canonical, allowance, config, inputs, fingerprint=found)
     _apply(gated, plan)
-    return lower(gated, title=type(model).__name__)
+    return lower(gated, title=type(model).__name__, consume=True)
 
 
 def _settings(folder: Path) -> TransformConfig:

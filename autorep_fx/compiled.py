@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiled"]
 
-_SAVED = ("model.onnx", "report.html", "weights.safetensors", "settings.yaml")
+_SAVED = ("model.onnx", "model.onnx.data", "report.html", "weights.safetensors", "settings.yaml")
 _PACKAGES = ("autorep-fx", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -169,10 +169,22 @@ class Compiled:
         if self.config.outputs.report:
             self.report(target / "report.html")
         with atomic_path(target / "weights.safetensors") as temporary:
-            save_file({k: v.detach().cpu().contiguous().clone() for k, v in self.weights.items()}, temporary)
+            save_file(_apart(self.weights), temporary)
         write_text(target / "settings.yaml", to_yaml(self.config))
         self.plan.save(target, beside=[n for n in _SAVED if n != "report.html" and (target / n).exists()])
         return target
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as safetensors takes them: contiguous, and none in the memory of another."""
+    result, seen = {}, set()
+    for name, value in weights.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() > tensor.nbytes
+        seen.add(storage.data_ptr())
+        result[name] = tensor.clone() if shared else tensor
+    return result
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autorep_fx.errors import OutputError
 
-__all__ = ["atomic_path", "output_directory", "write_text"]
+__all__ = ["atomic_files", "atomic_path", "output_directory", "write_text"]
 
 
 @contextmanager
@@ -23,20 +23,11 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         OutputError: The folder does not exist or cannot be written.
     """
     target = Path(target)
-    if target.exists() and not target.is_file():
-        raise OutputError(
-            f"The output file {target} cannot be written.",
-            received="a folder, a device or a pipe of that name",
-            fix="Pass the path of a file.",
-        )
+    _check_file(target)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
     except OSError as error:
-        raise OutputError(
-            f"The output file {target} cannot be written.",
-            received=str(error),
-            fix="Pass a path in an existing folder that you may write to.",
-        ) from error
+        raise _unwritable(target, error, "Pass a path in an existing folder that you may write to.") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -48,13 +39,52 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         try:
             temporary.replace(target)
         except OSError as error:
-            raise OutputError(
-                f"The output file {target} cannot be written.",
-                received=str(error),
-                fix="Pass the path of a file, not of a folder, that you may write to.",
-            ) from error
+            raise _unwritable(target, error, "Pass the path of a file that you may write to.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(target: Path | str) -> Iterator[Path]:
+    """Like :func:`atomic_path` for a file that may have others beside it, to which it refers by name.
+
+    Yields a path of the name of ``target`` in a temporary folder. When the block succeeds, all that the folder holds
+    is moved beside ``target``, ``target`` itself last: where it is, the others are.
+
+    Raises:
+        OutputError: The folder does not exist or cannot be written.
+    """
+    target = Path(target)
+    _check_file(target)
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent)
+    except OSError as error:
+        raise _unwritable(target, error, "Pass a path in an existing folder that you may write to.") from error
+    with folder as name:
+        temporary = Path(name) / target.name
+        yield temporary
+        others = sorted(path for path in Path(name).iterdir() if path != temporary)
+        for path in others:
+            _check_file(target.with_name(path.name))
+        try:
+            if others:
+                target.unlink(missing_ok=True)  # an earlier one would refer to what is replaced now
+            for path in (*others, temporary):
+                path.replace(target.with_name(path.name))
+        except OSError as error:
+            for path in others:
+                if not path.exists():
+                    target.with_name(path.name).unlink(missing_ok=True)
+            raise _unwritable(target, error, "Pass the path of a file that you may write to.") from error
+
+
+def _check_file(target: Path) -> None:
+    if target.exists() and not target.is_file():
+        raise _unwritable(target, "a folder, a device or a pipe of that name", "Pass the path of a file.")
+
+
+def _unwritable(target: Path, cause: object, fix: str) -> OutputError:
+    return OutputError(f"The output file {target} cannot be written.", received=str(cause), fix=fix)
 
 
 def write_text(target: Path | str, text: str) -> Path:

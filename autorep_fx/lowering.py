@@ -12,7 +12,7 @@ from autorep_fx.cost.dependence import input_dependent
 from autorep_fx.errors import ConfigError, InvariantError, NotProjectedError
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
-from autorep_fx.passes.graphs import site_nodes
+from autorep_fx.passes.graphs import shared_copy, site_nodes
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.stages import check_equal, tolerance_of
 from autorep_fx.plan import FixedSite, Plan, SitePlan
@@ -39,12 +39,13 @@ def require_projected(gated: GatedModel) -> None:
         )
 
 
-def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
+def lower(gated: GatedModel, *, title: str = "model", consume: bool = False) -> Compiled:
     """Lower a projected model; true afterwards: no gate is left, and what compares is what the plan keeps.
 
     Args:
-        gated: A projected model; it is copied, never changed.
+        gated: A projected model; it is copied, never changed, unless it is consumed.
         title: Name in reports.
+        consume: Take over the tensors of ``gated``, which must not be used any more. That saves a copy of its weights.
 
     Raises:
         NotProjectedError: The gates are not projected.
@@ -53,13 +54,13 @@ def lower(gated: GatedModel, *, title: str = "model") -> Compiled:
     """
     require_projected(gated)
     # Lowering works on one device; the compiled module is small work, and export needs the CPU anyway.
-    gated = copy.deepcopy(gated).cpu().eval()
+    gated = (gated if consume else copy.deepcopy(gated)).cpu().eval()
     inputs = gated.sample.to(device="cpu")
     warnings = _measure_ranges(gated, inputs)
     polynomials = measure_polynomials(gated, inputs)
     plan = make_plan(gated)
     weights = {k: v for k, v in gated.network.state_dict().items() if not k.startswith("autorep_gates.")}
-    module = copy.deepcopy(gated.network)
+    module = shared_copy(gated.network)
     build_pipeline("lower", gated.config.passes_of("lower"))(module)
     verification = gated.config.verification
     _check_dependence(module, plan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor, fx
 
@@ -12,6 +14,9 @@ from autorep_fx.passes.infra import Pass, PassResult
 __all__ = ["FoldBatchnormPass"]
 
 aten = torch.ops.aten
+# Elements that are in float64 at once.
+_AT_ONCE = 2**20
+_HOLDER = "autorep_folded"
 _LINEAR = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
 
 
@@ -30,10 +35,11 @@ class FoldBatchnormPass(Pass):
     def call(self, module: fx.GraphModule) -> PassResult:
         """Fold every norm that meets the rules."""
         dead: list[fx.Node] = []
+        names: Counter[str] = Counter()
         for norm in calls(module, aten.batch_norm.default, cumulative_batch_norm):
             linear = norm.args[0]
             if isinstance(linear, fx.Node) and self._applies(norm, linear):
-                self._fold(module, norm, linear)
+                self._fold(module, norm, linear, names)
                 dead += [linear, norm]
         finish(module, dead)
         if dead:
@@ -55,8 +61,8 @@ class FoldBatchnormPass(Pass):
         # Rule 3.
         return linear.target is not aten.linear.default or linear.meta["val"].dim() == 2
 
-    def _fold(self, module: fx.GraphModule, norm: fx.Node, linear: fx.Node) -> None:
-        weight = _value(module, linear.args[1])
+    def _fold(self, module: fx.GraphModule, norm: fx.Node, linear: fx.Node, taken: Counter[str]) -> None:
+        weight = _tensor(module, linear.args[1])
         assert weight is not None
         bias = _value(module, linear.args[2]) if len(linear.args) > 2 else None
         gamma, beta, mean, var = (_value(module, a) for a in norm.args[1:5])
@@ -68,9 +74,9 @@ class FoldBatchnormPass(Pass):
         shift = (0.0 if beta is None else beta) + scale * ((0.0 if bias is None else bias) - mean)
         dtype = norm.meta["val"].dtype
         name = str(getattr(linear.args[1], "target", linear.name)).removesuffix(".weight")
-        path = _free_path(module, f"autorep_folded.{name.replace('.', '_')}")
+        path = f"{_HOLDER}.{_free_name(module, name.replace('.', '_'), taken)}"
         names = (
-            add_buffer(module, f"{path}.weight", (weight * scale.view(-1, *[1] * (weight.dim() - 1))).to(dtype)),
+            add_buffer(module, f"{path}.weight", _scaled(weight, scale, dtype)),
             add_buffer(module, f"{path}.bias", shift.to(dtype)),
         )
         with module.graph.inserting_before(norm):
@@ -83,19 +89,34 @@ class FoldBatchnormPass(Pass):
         norm.replace_all_uses_with(folded)
 
 
+def _scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each row times its scale in float64, some rows at a time: a large weight is never in float64 as a whole."""
+    result = torch.empty_like(weight, dtype=dtype)
+    rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
+    for part, given, factor in zip(result.split(rows), weight.split(rows), scale.split(rows), strict=True):
+        part.copy_(given.double() * factor.view(-1, *[1] * (weight.dim() - 1)))
+    return result
+
+
 def _value(module: fx.GraphModule, argument: object) -> Tensor | None:
+    tensor = _tensor(module, argument)
+    return None if tensor is None else tensor.double()
+
+
+def _tensor(module: fx.GraphModule, argument: object) -> Tensor | None:
     if not isinstance(argument, fx.Node):
         return None
     owner, _, name = str(argument.target).rpartition(".")
     value = getattr(module.get_submodule(owner), name)
     assert isinstance(value, Tensor)
-    return value.detach().double()
+    return value.detach()
 
 
-def _free_path(module: fx.GraphModule, path: str) -> str:
-    """A module path that is not taken: one weight may be used by several calls."""
-    taken = {name for name, _ in module.named_modules()}
-    free, count = path, 2
-    while free in taken:
-        free, count = f"{path}_{count}", count + 1
-    return free
+def _free_name(module: fx.GraphModule, name: str, taken: Counter[str]) -> str:
+    """A name that nothing folded has: one weight may be used by several calls, which ``taken`` counts."""
+    holder = getattr(module, _HOLDER, None)
+    while True:
+        taken[name] += 1
+        free = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        if not hasattr(holder, free):
+            return free

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx
@@ -11,8 +12,11 @@ from torch import fx
 from autorep_fx.sites import Site
 
 __all__ = [
-    "add_buffer", "aten_name", "calls", "finish", "is_call", "node_shape", "samples_shape", "site_nodes", "sites_of",
+    "add_buffer", "aten_name", "calls", "finish", "is_call", "node_shape", "samples_shape", "shared_copy", "site_nodes",
+    "sites_of",
 ]  # fmt: skip
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 #: The one key under which a node carries its :class:`Site`.
 SITE_KEY = "site"
@@ -74,6 +78,11 @@ def add_buffer(module: torch.nn.Module, path: str, value: torch.Tensor) -> str:
         owner = owner.get_submodule(part)
     owner.register_buffer(leaf, value)
     return path
+
+
+def shared_copy(module: _Module) -> _Module:
+    """A copy to edit that holds the same tensors: graph and submodules are its own, parameters and buffers are not."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
 
 
 def finish(module: fx.GraphModule, dead: Sequence[fx.Node] = ()) -> None:

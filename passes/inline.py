@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import fx
@@ -37,7 +38,7 @@ class InlinePass(Pass):
 
     def call(self, module: fx.GraphModule) -> PassResult:
         """Inline until nothing is left, since blocks nest."""
-        modified, recast = False, False
+        modified, recast, numbers = False, False, itertools.count()
         while True:
             nodes = [node for node in module.graph.nodes if _is_higher_order(node)]
             obstacles = [
@@ -58,7 +59,8 @@ class InlinePass(Pass):
                 return PassResult(module, modified or bool(checks))
             recast = recast or any(str(node.target) == "wrap_with_autocast" for node in nodes)
             for node in nodes:
-                _inline(module, node)
+                _inline(module, node, numbers)
+            module.delete_all_unused_submodules()
             modified = True
 
     def ensures(self, result: PassResult) -> None:
@@ -93,14 +95,14 @@ def _hidden_writes(module: fx.GraphModule, node: fx.Node) -> list[str]:
     return found
 
 
-def _adopt(module: fx.GraphModule, inner: fx.GraphModule, path: str) -> str:
+def _adopt(module: fx.GraphModule, inner: fx.GraphModule, path: str, numbers: Iterator[int]) -> str:
     """Give ``module`` what ``inner`` holds at ``path`` (a nested block), under a name that is free."""
-    name = next(name for i in itertools.count() if not hasattr(module, name := f"inlined_{i}"))
+    name = next(name for i in numbers if not hasattr(module, name := f"inlined_{i}"))
     setattr(module, name, operator.attrgetter(path)(inner))
     return name
 
 
-def _inline(module: fx.GraphModule, node: fx.Node) -> None:
+def _inline(module: fx.GraphModule, node: fx.Node, numbers: Iterator[int]) -> None:
     position = _INLINABLE[str(node.target)]
     holder = node.args[position]
     assert isinstance(holder, fx.Node)
@@ -116,7 +118,7 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
             if part.op not in ("placeholder", "output"):
                 values[part] = module.graph.node_copy(part, lambda n: values[n])
             if part.op == "get_attr":
-                values[part].target = _adopt(module, inner, str(part.target))
+                values[part].target = _adopt(module, inner, str(part.target), numbers)
     [output] = [n for n in inner.graph.nodes if n.op == "output"]
     results = output.args[0]
     assert isinstance(results, (tuple, list))
@@ -137,5 +139,5 @@ def _inline(module: fx.GraphModule, node: fx.Node) -> None:
         dead.append(user)
     if len(holder.users) == 1:
         dead.insert(0, holder)
-    finish(module, dead)
-    module.delete_all_unused_submodules()
+    for part in reversed(dead):
+        module.graph.erase_node(part)

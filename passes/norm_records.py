@@ -57,8 +57,12 @@ def _counter(module: CapturedModule, node: fx.Node) -> str | None:
     mean = node.args[3] if is_call(node, torch.ops.aten.batch_norm.default) else None
     if not isinstance(mean, fx.Node):
         return None
-    name = str(mean.target).rpartition(".")[0] + ".num_batches_tracked"
-    return name if name in dict(module.named_buffers(remove_duplicate=False)) else None
+    name = (str(mean.target).rpartition(".")[0] + ".num_batches_tracked").lstrip(".")
+    try:
+        module.get_buffer(name)
+    except AttributeError:
+        return None
+    return name
 
 
 def _make_cumulative(module: CapturedModule, node: fx.Node, counter: str) -> fx.Node:

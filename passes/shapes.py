@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,17 +48,22 @@ def _zeros(value: Tensor) -> Tensor:
     return torch.zeros(sizes, dtype=value.dtype, device=value.device)
 
 
-def record_missing_shapes(module: fx.GraphModule) -> None:
-    """Set ``meta["val"]`` of the nodes that have none, from those of their inputs."""
+def record_missing_shapes(module: fx.GraphModule, nodes: Iterable[fx.Node] | None = None) -> None:
+    """Set ``meta["val"]`` of the nodes that have none, from those of their inputs.
+
+    Args:
+        module: The module.
+        nodes: The new nodes in execution order, where they are known; None for all of the graph.
+    """
     mode = _fake_mode(module)
     with mode, torch.no_grad():
-        for node in module.graph.nodes:
+        for node in module.graph.nodes if nodes is None else nodes:
             if "val" not in node.meta and node.op in ("get_attr", "call_function"):
                 node.meta["val"] = _evaluate(module, node, mode)
 
 
 def _fake_mode(module: fx.GraphModule) -> FakeTensorMode:
-    values = (node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder")
+    values = (node.meta.get("val") for node in module.graph.find_nodes(op="placeholder"))
     return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 
 

@@ -122,11 +122,12 @@ def _split_glu(module: fx.GraphModule, node: fx.Node) -> bool:
         )
         sigmoid = module.graph.call_function(aten.sigmoid.default, (gates,))
         product = module.graph.call_function(aten.mul.Tensor, (values, sigmoid))
-    for new in (values, gates, sigmoid, product):
+    made = (values, gates, sigmoid, product)
+    for new in made:
         new.meta = dict(meta)
     node.replace_all_uses_with(product)
     module.graph.erase_node(node)
-    record_missing_shapes(module)
+    record_missing_shapes(module, made)
     return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ __all__ = ["NodeCount", "count_onnx", "load_model"]
 _FLOATING = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 }  # fmt: skip
+# Elements above which the values of a weight are not kept: nothing that is counted depends on them.
+_LARGE = 2**12
 _RECURRENT = {"LSTM", "GRU", "RNN"}
 # Their results are public whatever they are taken of.
 _SIZES = {"Shape", "Size"}
@@ -43,24 +46,35 @@ class NodeCount:
 
 
 def load_model(path: Path | str) -> onnx.ModelProto:
-    """Load and check an ONNX file.
+    """Load and check an ONNX file, without the values of its large weights.
 
     Raises:
         ModelFileError: It is missing, not ONNX, or fails the checker.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"There is no model file {path}.", fix="Pass the path of an exported .onnx file.")
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except FileNotFoundError as error:
-        raise ModelFileError(
-            f"There is no model file {path}.", fix="Pass the path of an exported .onnx file."
-        ) from error
+        onnx.checker.check_model(str(path))  # by its path: with weights beside it, it may be above 2 GiB
+        whole = onnx.load(path, load_external_data=False)
+        for tensor in whole.graph.initializer:
+            _keep_small(tensor, path.parent)
+        model = onnx.ModelProto()
+        model.ParseFromString(whole.SerializeToString())  # what is dropped is freed with the message that held it
     except Exception as error:
         raise ModelFileError(
             f"{path} is not a valid ONNX model.", received=str(error).splitlines()[0], fix="Export it again."
         ) from error
     return model
+
+
+def _keep_small(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Drop the values of a large floating-point tensor, and read any other that is kept beside the file."""
+    if tensor.data_type in _FLOATING and math.prod(tensor.dims) > _LARGE:
+        tensor.ClearField("raw_data")
+    elif onnx.external_data_helper.uses_external_data(tensor):
+        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        tensor.data_location = onnx.TensorProto.DEFAULT
 
 
 def count_onnx(model: onnx.ModelProto) -> list[NodeCount]:
@@ -91,6 +105,10 @@ class _Counter:
                 value = node.attribute[0]
                 self.constants[node.output[0]] = value.t if value.HasField("t") else None
         self.softplus_inputs = {node.input[0] for node in graph.node if node.op_type == "Softplus"}
+        self.readers: defaultdict[str, set[str]] = defaultdict(set)
+        for node in graph.node:
+            for name in node.input:
+                self.readers[name].add(node.op_type)
 
     def counts(self) -> list[NodeCount]:
         result = []
@@ -141,8 +159,7 @@ class _Counter:
         """A softplus of torch is linear above a threshold: Softplus, Greater and Where, counted once."""
         if node.op_type != "Greater" or node.input[0] not in self.softplus_inputs:
             return False
-        readers = [reader.op_type for reader in self.graph.node if node.output[0] in reader.input]
-        return set(readers) == {"Where"}
+        return self.readers[node.output[0]] == {"Where"}
 
     def _clip_sides(self, node: onnx.NodeProto) -> int:
         """1 where one of the bounds is absent or infinite."""

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 import torch
@@ -28,10 +27,12 @@ from autorep_fx.errors import ParityError, UnsupportedModelError
 from autorep_fx.export.attention import with_four_axes
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.verify import METADATA, Verification, verify
-from autorep_fx.files import atomic_path
+from autorep_fx.export.write import write_model
+from autorep_fx.files import atomic_files
 from autorep_fx.passes.batch_statistics import batch_statistics
 from autorep_fx.passes.capture import export_program
 from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.graphs import shared_copy
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
 from autorep_fx.plan import Plan
 
@@ -80,19 +81,19 @@ def export_onnx(
     if obstacles:
         raise UnsupportedModelError(obstacles, fix="Train it with running statistics (track_running_stats=True).")
     wanted = getattr(torch, dtype)
-    module = copy.deepcopy(module).cpu().eval()
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), wanted)
     if own != wanted and dtype == "float32":  # float16 is made on request
         logger.warning("The model is %s; the ONNX file is made in %s.", str(own).removeprefix("torch."), dtype)
     example = example.to(device="cpu", dtype=wanted).resized(max(2, example.size))
-    module = module.to(wanted)
+    module = _on_cpu(module, wanted)
     model = _translate(module, example, opset)
     inputs = [value.name or "" for value in model.graph.inputs]
     recipes, references = _references(module, example, inputs)
     metadata = _metadata(plan, dtype, recipes, references)
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
-    with atomic_path(path) as temporary:
-        onnx.save(ir.to_proto(model), temporary)
+    with atomic_files(path) as temporary:
+        write_model(model, temporary)
+        del model  # onnxruntime has weights of its own
         verification = verify(temporary)
         if verification.comparisons != plan.comparisons:
             raise ParityError(
@@ -101,6 +102,13 @@ def export_onnx(
                 fix="This is a defect of the lowering or the exporter: report it with the model.",
             )
     return verification
+
+
+def _on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:
+    """A copy in eval mode on the CPU and in ``dtype``, with the same tensors where they are so already."""
+    tensors = (*module.parameters(), *module.buffers())
+    there = all(t.device.type == "cpu" and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+    return (shared_copy if there else copy.deepcopy)(module).to("cpu", dtype).eval()
 
 
 def _translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir.Model:

@@ -92,6 +92,7 @@ def _parity(path: Path, metadata: dict[str, str]) -> tuple[float, list[str]]:
         onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
         onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     ):
+        session = None  # the one before goes first: each has all the weights
         session = _session(path, level)
         for batch in BATCHES:
             where = f"at batch {batch} with the optimiser {'off' if 'DISABLE' in str(level) else 'on'}"

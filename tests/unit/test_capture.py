@@ -645,7 +645,7 @@ class _WritesSlices(nn.Module):
 
 
 def test_writes_to_slices_are_carried_into_the_whole() -> None:
-    """Assignments to regions and rows, strided ones too, equal the original's, gradients too; nothing is left in place."""
+    """Regions and rows, strided ones too: outputs and gradients equal the original's, and nothing is left in place."""
     x = torch.randn(3, 4, 6)
     captured = capture_graph(_WritesSlices(), x)
     assert not any(mutates(node) for node in captured.graph.nodes)
