@@ -207,6 +207,9 @@ LEFT: dict[str, tuple[Callable[[Tensor], Any], list[str]]] = {
     "squared relu": (lambda x: F.relu(x).square(), ["relu"]),
     "almost a silu": (lambda x: x * torch.sigmoid(1.0001 * x), ["sigmoid"]),
     "softsign": (F.softsign, ["abs"]),
+    "a guard of a division": (lambda x: x.clamp(min=1e-12), ["clamp"]),
+    "a relu and a guard": (lambda x: F.relu(x) + 1e-12, ["relu"]),
+    "a normalisation": (lambda x: F.normalize(x, dim=1), ["clamp_min"]),
     "a relu that is read too": (lambda x: ((y := F.relu(x)) * 2, y.clamp(max=1.0)), ["relu", "clamp"]),
     "clamps that make a one-sided one": (lambda x: x.clamp(max=3.0).clamp(max=2.0), ["clamp"]),
 }
