@@ -18,9 +18,10 @@ from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PipelineConfig, TransformConfig
 from autorep_fx.config_io import load_yaml, parse_config
-from autorep_fx.errors import ConfigError, DataError
+from autorep_fx.errors import ConfigError, DataError, UnsupportedModelError
 from autorep_fx.files import output_directory
 from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.exported import is_exported
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
@@ -112,6 +113,7 @@ def transform(
             _choose_without_training(gated, inputs, seed)
         else:
             teacher = _in_eval(model, inputs)
+            _check_exportable(gated)
             trainer = GateTrainer(
                 gated, teacher, settings, objective=objective, data=data, val_data=val_data, device=place, seed=seed,
                 callbacks=callbacks, checkpoint=None if target is None else target / "checkpoint",
@@ -161,6 +163,19 @@ def _check_trainable(model: nn.Module) -> None:
             "A float16 model cannot be trained as it is: its updates vanish or overflow.",
             received=f"{len(half)} float16 parameters, such as {half[0]}",
             fix="Pass model.float(), and export: {dtype: float16} for a float16 file.",
+        )
+
+
+def _check_exportable(gated: GatedModel) -> None:
+    """Before hours of training: refuse what could not be exported after them.
+
+    Raises:
+        UnsupportedModelError: With every obstacle.
+    """
+    obstacles = export_obstacles(gated.network, gated.example) if gated.config.outputs.onnx else []
+    if obstacles:
+        raise UnsupportedModelError(
+            obstacles, fix="Change the model; or set outputs: {onnx: false}, and use the compiled module in torch."
         )
 
 
@@ -279,6 +294,8 @@ def _with_distance(compiled: Compiled, theirs: Sequence[Any], inputs: ExampleInp
         for a, b in zip(ours, theirs, strict=True)
         if isinstance(b, Tensor) and b.is_floating_point()
     ]
+    if not squares:  # labels or masks: there is no distance
+        return compiled
     error, scale = (sum(column) for column in zip(*squares, strict=True))
     note = f"outputs on the example inputs differ from the model's by {(error / max(scale, 1e-300)) ** 0.5:.1%} (RMS)"
     return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))

@@ -13,7 +13,7 @@ from torch import fx, nn
 from autorep_fx.config import TransformConfig
 from autorep_fx.config_io import parse_config
 from autorep_fx.cost.fx_count import input_dependent, non_polynomial_name
-from autorep_fx.passes.batch_statistics import batch_statistics
+from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.site_graph import build_site_graph, site_ranges
@@ -182,7 +182,7 @@ def inspect(
     inputs = ExampleInputs.of(example_inputs)
     module, _ = select_sites(model, inputs, parse_config(config))
     sites = sites_of(module)
-    problems = batch_statistics(module)
+    problems = export_obstacles(module, inputs)
     if not any(site.gateable for site in sites):
         problems.append("there is no activation that gates could replace")
     graph = build_site_graph(module, ranges=site_ranges(module, inputs))

@@ -38,8 +38,10 @@ def matching(pattern: str, sites: Sequence[Site], *, first: str = "name") -> lis
 
 def no_match(pattern: str, sites: Sequence[Site]) -> str:
     """What to say of a pattern that selects nothing, with the nearest names, kinds and classes."""
-    known = {text: None for site in sites for by in _BY for text in _texts(by, site)}
-    return f"{pattern!r} matches no site.{did_you_mean(pattern.removeprefix('name:'), list(known))}"
+    by, colon, rest = pattern.partition(":")
+    chosen, text = ((by,), rest) if colon and by in _BY else (_BY, pattern)
+    known = {name: None for site in sites for by in chosen for name in _texts(by, site)}
+    return f"{pattern!r} matches no site.{did_you_mean(text, list(known))}"
 
 
 def _select(by: str, pattern: str, sites: Sequence[Site]) -> list[Site]:

@@ -51,6 +51,11 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
         return from_exported(model, inputs)
     if not isinstance(model, nn.Module):
         raise ConfigError("The model is no torch.nn.Module.", received=type(model).__name__, fix="Pass the model.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            ["a scripted or traced module has no Python code to capture"],
+            fix="Pass the nn.Module that it was made from.",
+        )
     _check_names(model)
     original = _copy(model).train()
     owners = dict(original.named_modules(remove_duplicate=False))

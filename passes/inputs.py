@@ -76,6 +76,7 @@ class ExampleInputs:
         """
         if isinstance(value, ExampleInputs):
             return value
+        value = map_tensors(value, lambda tensor: tensor.detach())
         if isinstance(value, Tensor):
             result = cls((value,), {})
         elif isinstance(value, Mapping):

@@ -93,7 +93,8 @@ class SubstitutePass(Pass):
                 problems.append(no_match(pattern, sites))
             elif not fitting:
                 kinds = ", ".join(sorted({site.kind for site in matched}))
-                problems.append(f"{pattern!r} matches only sites that cannot become {wanted}: {kinds}.")
+                reason = "are so already" if kinds == wanted else f"cannot become it: {kinds}"
+                problems.append(f"{pattern!r} for {wanted}: the sites that match {reason}.")
             chosen.update({site.name: wanted for site in fitting})
         if problems:
             raise ConfigError(

@@ -51,7 +51,7 @@ def resolve(budget: Budget, sites: Sequence[Site]) -> Allowance:
             f"The budget of {number:,} comparisons is below the {fixed:,} that no gate can remove:\n{floor}",
             received=f"{number:,} comparisons",
             fix=f"Ask for at least {fixed:,}, give a percentage of the gateable comparisons such as '0%' or '5%', "
-            "or change these operations: `substitute: {max_pool2d: avg_pool2d}`, `gates: {pools: true}`, or the model.",
+            f"or change the model{_pools(sites)}.",
         )
     if number > gateable + fixed:
         raise BudgetError(
@@ -60,3 +60,12 @@ def resolve(budget: Budget, sites: Sequence[Site]) -> Allowance:
             fix=f"Ask for at most {gateable + fixed:,}, or for a percentage such as '5%'.",
         )
     return Allowance(budget, gateable, fixed, number - fixed)
+
+
+def _pools(sites: Sequence[Site]) -> str:
+    """What settings can do about max pooling, where that is in the way."""
+    pools = sorted({site.kind for site in sites if not site.gateable and site.kind.startswith("max_pool")})
+    if not pools:
+        return ""
+    average = pools[0].replace("max", "avg")
+    return f"; `substitute: {{{pools[0]}: {average}}}` or `gates: {{pools: true}}` takes pooling out"

@@ -195,3 +195,91 @@ def test_a_norm_of_batch_statistics_is_an_obstacle_to_export(tmp_path: Path) -> 
     with pytest.raises(UnsupportedModelError, match="depend on the other samples"):
         compiled.export(tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+class _Returns(nn.Module):
+    """A linear layer and a ReLU, and whatever is made of them."""
+
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Any:
+        return self.outputs(F.relu(self.linear(x)), x)
+
+
+EXPORTED = {
+    "labels": lambda y, x: y.argmax(1),
+    "a mask": lambda y, x: y > 0.1,
+    "none among them": lambda y, x: (y, None),
+    "a dict with none": lambda y, x: {"logits": y * 2, "loss": None},
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_outputs_of_other_types_are_exported(name: str, tmp_path: Path) -> None:
+    """Labels, masks, and None, which the file leaves out."""
+    torch.manual_seed(0)
+    model, x = _Returns(EXPORTED[name]).eval(), torch.randn(4, 6)
+    compiled = autorep_fx.transform(model, "100%", example_inputs=x)
+    assert str(compiled(x)) == str(model(x))
+    compiled.export(tmp_path / "model.onnx")
+
+
+OBSTACLES = {
+    "output [1] is of type int, not a tensor": lambda y, x: (y, 3),
+    "output ['n'] is of type str, not a tensor": lambda y, x: {"y": y, "n": "name"},
+    "output 0 of shape () has no batch axis": lambda y, x: y.sum(),
+    "outputs of one sample depend on the other samples of its batch": lambda y, x: y - y.mean(0),
+}
+
+
+@pytest.mark.parametrize("text", OBSTACLES)
+def test_obstacles_to_an_export_are_known_before_any_training(text: str, tmp_path: Path) -> None:
+    """By inspect, by a training before its first step, and by the export of what was compiled without data."""
+    model, x = _Returns(OBSTACLES[text]).eval(), torch.randn(4, 6)
+    assert text in autorep_fx.inspect(model, x).problems
+    steps: list[Any] = []
+    with pytest.raises(UnsupportedModelError) as caught:
+        autorep_fx.transform(
+            model, "50%", data=[(x, torch.zeros(4))], loss=lambda y, t: t.sum(), callbacks=[steps.append]
+        )
+    assert text in caught.value.obstacles
+    assert not steps
+    with pytest.raises(UnsupportedModelError) as caught:
+        autorep_fx.transform(model, "50%", example_inputs=x).export(tmp_path / "model.onnx")
+    assert text in caught.value.obstacles
+
+
+def test_equal_values_computed_twice_are_counted_as_the_file_computes_them(tmp_path: Path) -> None:
+    """A shared layer called twice on one input gives two activations, in the plan and in the file."""
+    torch.manual_seed(0)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.linear(x)) + torch.relu(self.linear(x))
+            return y + x.norm(p=3, dim=1, keepdim=True) + x.norm(p=1, dim=1, keepdim=True)
+
+    compiled = autorep_fx.transform(Twice().eval(), "100%", example_inputs=torch.randn(4, 6))
+    assert compiled.export(tmp_path / "model.onnx").comparisons == compiled.comparisons
+
+
+def test_scripted_models_are_refused_by_name() -> None:
+    """With what to pass instead."""
+    model = torch.nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval()
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(model)
+    with pytest.raises(UnsupportedModelError, match="scripted or traced"):
+        autorep_fx.inspect(scripted, torch.randn(4, 6))
+
+
+def test_examples_with_gradients_are_detached(tmp_path: Path) -> None:
+    """A leaf that requires gradients is an example like any other."""
+    model = torch.nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    compiled = autorep_fx.transform(model, "50%", example_inputs=torch.randn(4, 6, requires_grad=True))
+    assert compiled.export(tmp_path / "model.onnx").comparisons == 3

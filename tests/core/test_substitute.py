@@ -86,7 +86,8 @@ def test_a_saved_result_loads_into_the_untouched_model(model: Net, tmp_path: Pat
 REFUSED = {
     "'silo' matches no site. Did you mean 'silu'": {"silo": "relu"},
     "'rellu' for 'silu'. Did you mean 'relu'": {"silu": "rellu"},
-    "'silu' matches only sites that cannot become avg_pool2d: silu": {"silu": "avg_pool2d"},
+    "'silu' for avg_pool2d: the sites that match cannot become it: silu": {"silu": "avg_pool2d"},
+    "'silu' for silu: the sites that match are so already": {"silu": "silu"},
     "dilated by": {"wide.max_pool2d": "avg_pool2d"},
 }
 
