@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import io
 import logging
 import traceback
 import warnings
@@ -144,7 +145,8 @@ def _quiet_torch() -> Iterator[None]:
     for torch_logger in loggers:
         torch_logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # It writes the graph of a failed capture to stderr itself.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # what matters of them ends in an error
             yield
     finally:
@@ -156,5 +158,7 @@ def _reason(error: Exception) -> str:
     """Type, first paragraph, and the innermost line of the user's code that the error passed through."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
     where = f" (at {own[-1].filename}:{own[-1].lineno}: {own[-1].line})" if own else ""
+    if "DataDependent" in type(error).__name__:
+        return f"it branches on the value of a tensor{where}"
     paragraph = str(error).strip().split("\n\n")[0]
     return f"{type(error).__name__}: {paragraph}{where}"

@@ -57,7 +57,9 @@ class InsertGatesPass(Pass):
             reasons = "\n".join(f"  {s.name} ({s.kind}): {s.reason}" for s in sites_of(module))
             raise NoSitesError(
                 "The model has no activation that gates could replace" + (f":\n{reasons}" if reasons else "."),
-                fix="Check that the model's activations are among those that `inspect` lists as gateable.",
+                fix="Take mode: ignore off some of them, or change the model as the reasons say."
+                if reasons
+                else "Pass a model with activations: those of docs/models.md, as modules or functions.",
             )
         finish(module)
         return PassResult(module, modified)

@@ -451,12 +451,16 @@ def loop(m: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [branch, loop])
-def test_data_dependent_control_flow_is_refused(function: Callable[..., Any]) -> None:
-    """The error says what cannot be captured and what to do."""
-    with pytest.raises(UnsupportedModelError, match="data-dependent") as caught:
+def test_data_dependent_control_flow_is_refused(
+    function: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error names the line that branches, and torch's dump of the graph stays away from the terminal."""
+    with pytest.raises(UnsupportedModelError, match="it branches on the value of a tensor") as caught:
         capture_graph(Model(function, conv=nn.Conv2d(4, 4, 1)), example())
     assert caught.value.fix
-    assert caught.value.obstacles
+    [obstacle] = caught.value.obstacles
+    assert "test_capture.py:" in obstacle
+    assert capsys.readouterr().err == ""
 
 
 def test_control_flow_operations_are_refused() -> None:
