@@ -34,7 +34,7 @@ _TIMEOUT = 900  # seconds for one model
 _PACKAGES = ("torch", "onnxruntime-gpu", "torchvision", "timm", "transformers")
 
 
-# Hugging Face configurations and what makes each a network of usual size; the image size is the configuration's own.
+# Hugging Face configurations and what makes each a network of usual size; images of 224 where it gives no size.
 HUGGING_FACE: dict[str, dict[str, Any]] = {
     "BeitConfig": {"num_hidden_layers": 6},
     "BitConfig": {},
@@ -81,12 +81,12 @@ def main() -> None:
     names = options.names.split(",") if options.names else list_models(options.library)
     if options.sample:
         names = draw(names, options.sample, options.seed, options.largest)
-    for name in names:
-        if name not in rows:
-            rows = read_rows(path) | {name: isolated(options.library, name)}  # another run may have written
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-            print(rows[name], flush=True)
-            write_table()
+    for name in [name for name in names if name not in rows]:
+        row = isolated(options.library, name)
+        rows = read_rows(path) | {name: row}  # another run may have written
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+        print(row, flush=True)
+        write_table()
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -164,7 +164,8 @@ def run(library: str, name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     spec = f"{library}:{name}"
     model = build_model(spec, HUGGING_FACE[name] if library == "hf" else {})
-    [x] = example_inputs(spec, model)
+    sized = library != "hf" or getattr(model.config, "image_size", None) is not None
+    [x] = example_inputs(spec, model, () if sized else ("3x224x224",))
     with torch.no_grad():
         model.train()(x)
         for module in reversed(list(model.modules())):
