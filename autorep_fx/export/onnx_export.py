@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import ParityError, UnsupportedModelError
 from autorep_fx.export.attention import with_four_axes
+from autorep_fx.export.padding import keep_padding_apart
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.verify import METADATA, Verification, verify
 from autorep_fx.export.write import write_model
@@ -122,6 +123,7 @@ def _translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir
         registration.setLevel(logging.ERROR)  # it warns when torchvision is not installed
         warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
         with_four_axes(module)
+        keep_padding_apart(module)
         exported = export_program(module, example)
         _free_views(exported)
         try:

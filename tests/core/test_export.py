@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -232,3 +234,27 @@ def test_results_print_as_a_few_lines(exported: tuple[Path, autorep_fx.Compiled]
         assert "524 → 52" in repr(value)
     assert str(compiled.cost()).splitlines()[-1].split()[0] == "52"
     assert any("differ from the model's by" in note for note in compiled.notes)
+
+
+@pytest.mark.parametrize("pad", [lambda x: F.pad(x, (1, 1, 1, 1)), nn.ConstantPad2d(1, 0.0)], ids=["F.pad", "module"])
+def test_zeros_that_are_padded_before_a_max_pooling_stay_zeros(pad: Any, tmp_path: Path) -> None:
+    """Where a window holds negative values and padding, the maximum is 0; an optimiser made it the largest value."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(F.max_pool2d(pad(self.conv(x)), 3, 2) + 1)
+
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    with torch.no_grad():
+        model.conv.bias.fill_(-9.0)  # type: ignore[union-attr]
+    x = torch.randn(4, 3, 8, 8)
+    compiled = autorep_fx.transform(model, "100%", example_inputs=x)
+    compiled.export(tmp_path / "model.onnx")  # raised a ParityError at optimiser on
+    found = autorep_fx.runtime.Session(tmp_path / "model.onnx")(x.numpy())
+    assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
+    assert bool((model(x)[:, :, 0] == 1).all())
