@@ -43,7 +43,7 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
     "CvtConfig": {},
     "DeiTConfig": {"num_hidden_layers": 6},
     "Dinov2Config": {"num_hidden_layers": 6},
-    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224},
+    "EfficientNetConfig": {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280, "image_size": 224},
     "FocalNetConfig": {},
     "LevitConfig": {},
     "MobileNetV1Config": {},
