@@ -191,6 +191,8 @@ def _timm(name: str, args: dict[str, Any]) -> Any:
 def _hf(name: str, args: dict[str, Any]) -> Any:
     transformers = _library("transformers")
     config = _configuration(transformers, name, args)
+    if getattr(config, "architectures", None) is None:
+        config.architectures = []  # where a configuration has several classifiers, transformers goes through them
     for architecture in getattr(config, "architectures", None) or ():
         if hasattr(transformers, architecture):
             return getattr(transformers, architecture)(config)
