@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -37,11 +38,17 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
     found += [text for path, leaf in leaves if (text := _unfit(pytree.keystr(path), leaf, several.size))]
     if found:
         return found
-    alone = pytree.tree_leaves(inputs.resized(1).call(module))
-    pairs = [(one, leaf[:1]) for one, (_, leaf) in zip(alone, leaves, strict=True) if isinstance(leaf, Tensor)]
-    if any(not largest_difference(one, among) <= _ROUNDING for one, among in pairs):
+    # In float64 too: a deep network of polynomials can amplify rounding beyond any bound.
+    if _influence(module, inputs) and _influence(copy.deepcopy(module).double(), inputs.to(dtype=torch.float64)):
         found.append("outputs of one sample depend on the other samples of its batch")
     return found
+
+
+def _influence(module: fx.GraphModule, inputs: ExampleInputs) -> bool:
+    """Whether the first sample gives another output alone than among others."""
+    alone, among = (pytree.tree_leaves(inputs.resized(n).call(module)) for n in (1, max(3, inputs.size)))
+    pairs = [(one, several[:1]) for one, several in zip(alone, among, strict=True) if isinstance(several, Tensor)]
+    return any(not largest_difference(one, first) <= _ROUNDING for one, first in pairs)
 
 
 def _unfit(path: str, leaf: Any, size: int) -> str | None:
