@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from autorep_fx.arguments import check_arguments, check_free, check_trainable, settled
 from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
-from autorep_fx.config import PipelineConfig, TransformConfig
-from autorep_fx.config_io import load_yaml, parse_config
-from autorep_fx.errors import ConfigError, DataError, UnsupportedModelError
+from autorep_fx.config import TransformConfig
+from autorep_fx.errors import DataError, UnsupportedModelError
 from autorep_fx.files import output_directory
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.exported import is_exported
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
-from autorep_fx.training.batches import check_iterable, set_epoch, split_batch
+from autorep_fx.training.batches import set_epoch, split_batch
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.gated_model import GatedModel
@@ -95,13 +95,13 @@ def transform(
         OutputError: ``out_dir`` cannot be written.
     """
     wanted = Budget.parse(budget)
-    settings, seed, device = _settings(config, wanted, seed, device)
-    _check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
+    settings, seed, device = settled(config, wanted, seed, device)
+    check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
     target = None if out_dir is None else output_directory(out_dir)
     if target is not None:
-        _check_free(target, resume)
+        check_free(target, resume)
     if data is not None and isinstance(model, nn.Module):
-        _check_trainable(model)
+        check_trainable(model)
     place, objective = resolve_device(device), Objective(loss, metric, forward)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -134,38 +134,6 @@ def transform(
     return compiled
 
 
-def _check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, resume: bool, out_dir: Any) -> None:
-    """Refuse what cannot be meant, before any work.
-
-    Raises:
-        ConfigError: The seed is no seed, or there is nothing to resume from.
-        DataError: There is neither data nor an example, or the data cannot be iterated over again.
-    """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-        raise ConfigError("The seed is an integer from 0 to 2**31 - 1.", received=repr(seed), fix="Pass seed=0.")
-    _require_example(data, example_inputs)
-    for name, value in (("data", data), ("val_data", val_data)):
-        if value is not None:
-            check_iterable(value, name)
-    if resume and out_dir is None:
-        raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
-
-
-def _check_trainable(model: nn.Module) -> None:
-    """Refuse to train in float16, where the squares that Adam divides by vanish.
-
-    Raises:
-        ConfigError: With how to get a float16 file all the same.
-    """
-    half = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]
-    if half:
-        raise ConfigError(
-            "A float16 model cannot be trained as it is: its updates vanish or overflow.",
-            received=f"{len(half)} float16 parameters, such as {half[0]}",
-            fix="Pass model.float(), and export: {dtype: float16} for a float16 file.",
-        )
-
-
 def _check_exportable(gated: GatedModel) -> None:
     """Before hours of training: refuse what could not be exported after them.
 
@@ -195,20 +163,6 @@ def _differences(gated: GatedModel) -> list[str]:
     return [f"training was not the model's own: {text}" for text in gated.network.training_differences]
 
 
-def _require_example(data: Any, example_inputs: Any) -> None:
-    """Refuse a call that has neither data nor example inputs.
-
-    Raises:
-        DataError: With what to pass.
-    """
-    if data is None and example_inputs is None:
-        raise DataError(
-            "There is neither data nor an example input.",
-            fix="Pass data=, batches (inputs, targets) to train on; or example_inputs=, such as "
-            "torch.randn(8, 3, 32, 32), to compile without training.",
-        )
-
-
 def _first_inputs(data: Iterable[Any] | None) -> ExampleInputs:
     set_epoch(data, 0)
     for batch in () if data is None else data:
@@ -225,50 +179,6 @@ def _train(trainer: GateTrainer, data: Iterable[Any], *, resume: bool, seed: int
     return trainer.history
 
 
-def _settings(config: Any, budget: Budget, seed: int, device: str | None) -> tuple[TransformConfig, int, str | None]:
-    """Settings, seed and device; what a file says must not contradict an argument.
-
-    Raises:
-        ConfigError: It does, or the settings are wrong.
-    """
-    if config is None or (isinstance(config, TransformConfig) and not isinstance(config, PipelineConfig)):
-        return parse_config(config), seed, device
-    given = load_yaml(config) if isinstance(config, (str, Path)) else config
-    if isinstance(given, PipelineConfig):
-        given = given.model_dump(mode="json", exclude_unset=True)
-    if not isinstance(given, Mapping):
-        return parse_config(given), seed, device
-    rest = dict(given)
-    problems = [
-        f"{name!r} is named in the settings and given as an argument"
-        for name in ("model", "data")
-        if rest.pop(name, None) is not None
-    ]
-    stated = rest.pop("budget", None)
-    if stated is not None and Budget.parse(stated) != budget:
-        problems.append(f"the settings ask for {Budget.parse(stated)}, the argument for {budget}")
-    own_seed, own_device = rest.pop("seed", None), rest.pop("device", None)
-    if own_seed is not None and seed not in (0, own_seed):
-        problems.append(f"the settings have seed {own_seed}, the argument is {seed}")
-    if own_device is not None and device not in (None, own_device):
-        problems.append(f"the settings have device {own_device}, the argument is {device}")
-    if problems:
-        raise ConfigError(
-            "Arguments contradict the settings:\n" + "\n".join(f"  {p}" for p in problems),
-            fix="Give each thing once; to run a whole pipeline file use autorep_fx.run_pipeline(path, out_dir).",
-        )
-    return parse_config(rest), seed if own_seed is None else int(own_seed), device or own_device
-
-
-def _check_free(target: Path, resume: bool) -> None:
-    """Refuse to write over another run's checkpoint without being told to."""
-    if not resume and (target / "checkpoint").exists():
-        raise ConfigError(
-            f"The folder {target} holds the checkpoint of an earlier run.",
-            fix="Pass resume=True (--resume) to go on with it, delete the checkpoint, or use another out_dir.",
-        )
-
-
 def _choose_without_training(gated: GatedModel, inputs: ExampleInputs, seed: int) -> None:
     calibrate(gated, inputs, seed=seed)
     gated.notes.append(
@@ -278,7 +188,6 @@ def _choose_without_training(gated: GatedModel, inputs: ExampleInputs, seed: int
     project(gated)
 
 
-@torch.no_grad()
 @torch.no_grad()
 def _outputs(model: nn.Module | torch.export.ExportedProgram, inputs: ExampleInputs) -> list[Any]:
     """Outputs of a copy in eval mode, which is gone afterwards, and its weights with it."""

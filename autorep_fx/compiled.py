@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from autorep_fx.plan import Plan
 from autorep_fx.report.data import HistoryPoint, ReportData, ReportPolynomial, ReportSite
 from autorep_fx.report.html import write_report
 from autorep_fx.sites import Site
+from autorep_fx.versions import installed
 
 if TYPE_CHECKING:
     from autorep_fx.training.history import Progress
@@ -130,7 +130,8 @@ class Compiled:
             fixed=plan.fixed_comparisons, unspent=plan.unspent, sites=self._report_sites(),
             history=tuple(HistoryPoint(p.phase, p.step, p.loss, p.kept, p.metric) for p in self.history),
             polynomials=self.polynomials, metric_name=self.metric_name, metrics=self.metrics, warnings=self.warnings,
-            notes=plan.notes, settings=to_yaml(self.config), versions={**_versions(), "date": date.today().isoformat()},
+            notes=plan.notes, settings=to_yaml(self.config),
+            versions={**installed(_PACKAGES), "date": date.today().isoformat()},
         )  # fmt: skip
 
     def _report_sites(self) -> tuple[ReportSite, ...]:
@@ -185,13 +186,3 @@ def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         result[name] = tensor.clone() if shared else tensor
     return result
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

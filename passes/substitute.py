@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import fx
 
 from autorep_fx.cost.fx_count import kind_of
 from autorep_fx.errors import ConfigError, did_you_mean
 from autorep_fx.kinds import KINDS
+from autorep_fx.passes.composites import canonical_call
 from autorep_fx.passes.graphs import SITE_KEY, finish, site_nodes, sites_of
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.pools import AVERAGES, average_call, pooled_values
@@ -114,7 +113,8 @@ def _substitute(module: fx.GraphModule, node: fx.Node, site: Site, wanted: str) 
     with module.graph.inserting_before(node):
         if wanted in _ACTIVATIONS:
             kind, arguments = _ACTIVATIONS[wanted]
-            call = module.graph.call_function(_overload(KINDS[kind].target), (node.args[0], *arguments))
+            made = canonical_call(KINDS[kind], arguments)
+            call = module.graph.call_function(made.target, (node.args[0], *made.args), made.kwargs)
             call.meta = {**node.meta, SITE_KEY: _as_kind(site, kind)}
         else:
             target, arguments = average_call(node)
@@ -137,11 +137,3 @@ def _refresh_kinds(module: fx.GraphModule) -> None:
 
 def _as_kind(site: Site, kind: str) -> Site:
     return replace(site, kind=kind, comparisons_per_element=KINDS[kind].comparisons)
-
-
-def _overload(text: str) -> Any:
-    """``torch.ops.aten.relu.default`` for ``aten.relu.default``."""
-    value: Any = torch.ops
-    for part in text.split("."):
-        value = getattr(value, part)
-    return value

@@ -1,4 +1,4 @@
-"""Attention in the form that the exporter takes: queries, keys and values with four axes."""
+"""Attention in the form that the exporter takes: four axes, and results of any strides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 
 from autorep_fx.passes.graphs import node_shape
 
-__all__ = ["with_four_axes"]
+__all__ = ["copy_before_views", "with_four_axes"]
 
 aten = torch.ops.aten
 
@@ -41,3 +41,22 @@ def _folded(module: fx.GraphModule, value: Any, rank: int) -> fx.Node:
     if rank == 3:
         return module.graph.call_function(aten.unsqueeze.default, (value, 1))
     return module.graph.call_function(aten.flatten.using_ints, (value, 0, rank - 4))
+
+
+def copy_before_views(exported: torch.export.ExportedProgram) -> None:
+    """Copy what an attention gave before it is viewed: its decomposition has other strides than it had at capture."""
+    graph = exported.graph_module.graph
+    attentions = graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default)
+    strided = list(attentions)
+    for node in strided:  # grows while it is walked
+        for user in list(node.users):
+            if user.target in (aten.transpose.int, aten.permute.default):
+                strided.append(user)
+            elif user.target in (aten.view.default, aten.reshape.default, aten.flatten.using_ints):
+                with graph.inserting_before(user):
+                    copied = graph.call_function(
+                        aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+                    )
+                copied.meta = dict(node.meta)
+                user.replace_input_with(node, copied)
+    exported.graph_module.recompile()

@@ -14,19 +14,7 @@ from autorep_fx.passes.canonicalize import CanonicalizePass
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.channel_groups import channel_groups
 from autorep_fx.sites import ChannelGroup
-
-
-class Call(nn.Module):
-    """Calls a function with itself and the input; parts are registered under their names."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+from nets import Call
 
 
 def _found(function: Callable[..., Tensor], *shape: int, **parts: nn.Module) -> tuple[ChannelGroup, ...]:

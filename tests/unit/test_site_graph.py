@@ -15,19 +15,7 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.site_graph import build_site_graph, site_ranges
 from autorep_fx.sites import ChannelGroup, Site, SiteGraph
-
-
-class Call(nn.Module):
-    """Calls a function with itself and the input; parts are registered under their names."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
+from nets import Call
 
 
 def canonical(function: Callable[..., Tensor], *shape: int, **parts: nn.Module) -> CapturedModule:
