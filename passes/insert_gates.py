@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, fx, nn
 from autorep_fx.config import SiteConfig, TransformConfig
 from autorep_fx.errors import NoSitesError
 from autorep_fx.gates import GatedActivation, GatedPool
+from autorep_fx.gates.operation import Operation
 from autorep_fx.passes.graphs import SITE_KEY, finish, site_nodes, sites_of
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.pools import AVERAGES, average_call
@@ -87,9 +86,7 @@ class InsertGatesPass(Pass):
             return GatedActivation(site, _function(node), parameter=parameter, **options)
         target, arguments = average_call(node)
         by_channel = {"granularity": "site" if settings.granularity == "site" else "channel"}
-        return GatedPool(
-            site, _function(node), average=partial(_call, target, arguments, {}), **{**options, **by_channel}
-        )
+        return GatedPool(site, _function(node), average=Operation.of(target, arguments), **{**options, **by_channel})
 
     def ensures(self, result: PassResult) -> None:
         """No gateable site is left without a gate."""
@@ -114,15 +111,9 @@ def _parameters(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.args[1:] if isinstance(value, fx.Node)]
 
 
-def _function(node: fx.Node) -> Callable[..., Tensor]:
+def _function(node: fx.Node) -> Operation:
     assert callable(node.target)
-    scalars = tuple(value for value in node.args[1:] if not isinstance(value, fx.Node))
-    function: Any = partial(_call, node.target, scalars, dict(node.kwargs))
-    return function  # type: ignore[no-any-return]
-
-
-def _call(target: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], *tensors: Tensor) -> Tensor:
-    return target(*tensors, *args, **kwargs)
+    return Operation.of(node.target, [v for v in node.args[1:] if not isinstance(v, fx.Node)], node.kwargs)
 
 
 def _like(module: fx.GraphModule, node: fx.Node) -> Tensor:

@@ -88,14 +88,14 @@ class _Lowering:
 
     def _activation(self, x: fx.Node, channels: Tensor | None = None) -> fx.Node:
         """The activation of ``x``, whose axis 1 holds ``channels``; of all, for None."""
-        target, args, kwargs = self.gate.activation.args  # type: ignore[attr-defined]
+        operation = self.gate.activation
         parameters: Any = self.node.args[1:]
         if parameters and channels is not None and self.gate.parameter.numel() > 1:  # type: ignore[union-attr]
             [parameter] = parameters
             index = self._buffer(f"channels_from{int(channels[0])}", channels)
             parameters = (self._emit(aten.index_select.default, parameter, 0, index),)
-        node = self._emit(target, x, *parameters, *args)
-        node.kwargs = kwargs
+        node = self._emit(operation.target, x, *parameters, *operation.scalars)
+        node.kwargs = dict(operation.options)
         return node
 
     def _polynomial(self, x: fx.Node, channels: Any, label: str) -> fx.Node:
@@ -105,8 +105,7 @@ class _Lowering:
         rows = self.gate.coefficients.detach()[:, channels]
         rows = rows if self.gate.degree < 2 or bool(rows[2].any()) else rows[:2]
         if isinstance(self.gate, GatedPool):
-            target, arguments, _ = self.gate.average.args  # type: ignore[attr-defined]
-            x = self._emit(target, x, *arguments)
+            x = self._emit(self.gate.average.target, x, *self.gate.average.scalars)
         constants = [self._buffer(f"{label}_c{k}", row.reshape(shape)) for k, row in enumerate(rows)]
         if len(constants) == 1:
             sizes = list(self.gate.site.shape)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autorep_fx.gates.straight_through import mix
+from autorep_fx.gates.fused import Bodies, compiled_bodies, gate
+from autorep_fx.gates.operation import Operation
 from autorep_fx.polynomials import FitLimits
 from autorep_fx.polynomials.site_fit import fit_site
 from autorep_fx.sites import Site
@@ -36,6 +37,7 @@ class GatedActivation(nn.Module):
         c2_scale: The quadratic coefficient is this times its parameter, so that it trains slowly.
         limits: Bounds of the fits.
         fit_arguments: Scalar arguments of the activation, such as the bounds of a clip.
+        identity: Replace by x itself instead of a fit, as SNL does.
         parameter: The parameter of the activation, such as the slopes of a PReLU. The model owns and trains it: calls
             bring its value, and the last one is what fits go by.
         pinned: ``kept`` or ``replaced``: the state of every unit, which no score changes.
@@ -45,12 +47,14 @@ class GatedActivation(nn.Module):
     Attributes:
         fallback: What calibration had to do: ``linear`` for fits of degree 1, or ``kept`` for good.
         handler: What takes over the forward pass, for the time of a calibration.
+        soft: Mix by the scores themselves, as SNL does while it trains, instead of by the state.
+        compiled: Run bodies that ``torch.compile`` made.
     """
 
     def __init__(
-        self, site: Site, function: Callable[..., Tensor], *, granularity: str, degree: int, band: float,
+        self, site: Site, function: Operation, *, granularity: str, degree: int, band: float,
         c2_scale: float, limits: FitLimits, fit_arguments: tuple[float, ...], like: Tensor,
-        parameter: Tensor | None = None,
+        parameter: Tensor | None = None, identity: bool = False,
         pinned: Literal["kept", "replaced"] | None = None, own_allowed: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -66,6 +70,9 @@ class GatedActivation(nn.Module):
         self.own_allowed = own_allowed
         self.fallback: Literal["linear", "kept"] | None = None
         self.handler: Callable[[GatedActivation, Tensor], Tensor] | None = None
+        self.identity = identity
+        self.soft = False
+        self.compiled = False
         self.mode = "run"
         self.reach = 0.0
         options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
@@ -151,7 +158,18 @@ class GatedActivation(nn.Module):
             self.reach = self._reach(x)
         elif self.mode == "observe":
             self.observe(x, momentum=_MOMENTUM)
-        return mix(self.activation(x, *parameters), self.polynomial(x), self.kept, self.score)
+        return self._mixed(x, *parameters)
+
+    def _mixed(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        if self.soft:
+            return torch.lerp(self.polynomial(x), self.activation(x, *parameters), self.score)
+        axis = self.site.channel_axis + 1
+        if self.compiled:
+            bodies = compiled_bodies(self.activation, axis, self.site.shape)
+        else:
+            eager = Bodies(self.activation, axis)
+            bodies = eager.forward, eager.backward
+        return gate(x, self.kept, self.score, self.coefficients, axis, bodies, *parameters)
 
     def fall_back(self, fallback: Literal["linear", "kept"] | None) -> None:
         """Fit with degree 1 from now on, keep the activation for good, or neither."""
@@ -193,7 +211,12 @@ class GatedActivation(nn.Module):
 
     @torch.no_grad()
     def refit(self) -> None:
-        """Fit the polynomial to the recorded distribution."""
+        """Fit the polynomial to the recorded distribution, or make it the identity."""
+        if self.identity:
+            self.set_coefficients(
+                torch.eye(self.degree + 1)[min(1, self.degree)][:, None].expand(-1, self.site.channels)
+            )
+            return
         coefficients = fit_site(
             self.site.kind, self._fit_arguments(), self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
             self.degree if self.fallback is None else min(self.degree, 1), self.limits,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autorep_fx.gates.activation import GatedActivation
+from autorep_fx.gates.operation import Operation
+from autorep_fx.gates.straight_through import mix
 from autorep_fx.sites import Site
 
 __all__ = ["GatedPool"]
@@ -28,9 +29,7 @@ class GatedPool(GatedActivation):
         options: As for :class:`GatedActivation`; the degree is 1.
     """
 
-    def __init__(
-        self, site: Site, function: Callable[[Tensor], Tensor], *, average: Callable[[Tensor], Tensor], **options: Any
-    ) -> None:
+    def __init__(self, site: Site, function: Operation, *, average: Operation, **options: Any) -> None:
         super().__init__(site, function, **{**options, "degree": 1})
         self.average = average
 
@@ -39,6 +38,11 @@ class GatedPool(GatedActivation):
         # Mean of the maximum, and of average times maximum: as if the maximum were the average.
         self.moments: Tensor
         self.register_buffer("moments", torch.stack([self.mean, self.std.square()]))
+
+    def _mixed(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        if self.soft:
+            return super()._mixed(x, *parameters)
+        return mix(self.activation(x, *parameters), self.polynomial(x), self.kept, self.score)
 
     def polynomial(self, x: Tensor) -> Tensor:
         """``c0 + c1·average`` of ``x`` ``(N, C, ...)``."""

@@ -1,0 +1,149 @@
+r"""The gated activation as one function, which saves nothing but its input for the backward pass.
+
+With ``m`` the state of the gates, ``a`` the activation and ``p`` the polynomial, ``y = m·a(x) + (1 − m)·p(x)``. Given
+``g = ∂L/∂y``, the sums over the batch :math:`S_k = \sum_n g x^k` and :math:`S_a = \sum_n g a(x)` are all that the
+gradients of coefficients and scores need:
+:math:`\partial L/\partial c_k = \sum (1 - m) S_k` over the positions of a channel, and
+:math:`\partial L/\partial s = \mathrm{softplus}(s) \cdot (S_a - \sum_k c_k S_k)`, the straight-through estimator of
+AutoReP (arXiv 2308.10134). Saving the activation and the polynomial as well, as the plain form does, takes three
+times the memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from autorep_fx.gates.operation import Operation
+
+__all__ = ["Bodies", "compiled_bodies", "gate"]
+
+
+@dataclass(frozen=True)
+class Bodies:
+    """What a gate computes over the whole tensor, forward and backward.
+
+    Attributes:
+        activation: The activation, of the input and of its parameters, if it has any.
+        axis: Channel axis of the input ``(N, *shape)``.
+    """
+
+    activation: Callable[..., Tensor]
+    axis: int
+
+    def forward(self, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor) -> Tensor:
+        """``a(x)`` where kept, the polynomial elsewhere; computed in the wider of the dtypes, returned in that of x."""
+        return torch.where(kept, self.activation(x, *parameters), self._horner(x, coefficients).to(x.dtype))
+
+    def backward(
+        self, g: Tensor, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Gradient of ``x``; the sums over the batch, ``(degree + 2, *shape)``; gradients of the parameters."""
+        activation, pull = torch.func.vjp(self.activation, x, *parameters)  # type: ignore[misc]
+        to_x, *to_parameters = pull(torch.where(kept, g, 0.0))
+        slope = self._horner(x, _derivative(coefficients))
+        # Written into a tensor of x's layout: where() would take that of the state, and the layer before this one
+        # would round differently.
+        to_x = torch.where(kept, to_x, (g * slope).to(x.dtype), out=torch.empty_like(x))
+        g = g.to(coefficients.dtype)
+        power, sums = g, []
+        for k in range(len(coefficients)):
+            power = g if k == 0 else power * x
+            sums.append(power.sum(0))
+        return to_x, torch.stack([*sums, (g * activation).sum(0)]), tuple(to_parameters)
+
+    def _horner(self, x: Tensor, coefficients: Tensor) -> Tensor:
+        shape = [1] * x.dim()
+        shape[self.axis] = -1
+        highest, *lower = [c.view(shape) for c in coefficients.flip(0)]
+        result: Tensor = highest.expand(x.shape) if not lower else highest
+        for coefficient in lower:
+            result = result * x + coefficient
+        return result
+
+
+def _derivative(coefficients: Tensor) -> Tensor:
+    """Coefficients ``(max(degree, 1), C)`` of the derivative."""
+    if len(coefficients) == 1:
+        return torch.zeros_like(coefficients)
+    powers = torch.arange(1, len(coefficients), device=coefficients.device, dtype=coefficients.dtype)
+    return coefficients[1:] * powers[:, None]
+
+
+@functools.cache
+def compiled_bodies(
+    operation: Operation, axis: int, shape: tuple[int, ...]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Forward and backward compiled by ``torch.compile``, shared by all gates of one activation and shape.
+
+    Args:
+        operation: The activation.
+        axis: Channel axis of the input ``(N, *shape)``.
+        shape: Of a sample; a code of its own per shape runs faster than one for all.
+    """
+    bodies = Bodies(operation, axis)
+    return torch.compile(bodies.forward, dynamic=False), torch.compile(bodies.backward, dynamic=False)
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kept: Tensor, score: Tensor, coefficients: Tensor, axis: int,
+        bodies: tuple[Callable[..., Tensor], Callable[..., Any]], *parameters: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, kept, score, coefficients, *parameters)
+        ctx.axis, ctx.body = axis, bodies[1]
+        return bodies[0](x, kept, coefficients, *parameters)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, score, coefficients, *parameters = ctx.saved_tensors
+        to_x, sums, to_parameters = ctx.body(gradients[0], x, kept, coefficients, *parameters)
+        *powers, activation = sums.unbind(0)
+        to_score = to_coefficients = None
+        if ctx.needs_input_grad[2]:
+            polynomial = torch.zeros_like(activation)
+            for coefficient, power in zip(coefficients, powers, strict=True):
+                polynomial = polynomial + coefficient.view(_per_channel(activation, ctx.axis)) * power
+            to_score = (activation - polynomial).sum_to_size(score.shape).to(score.dtype) * F.softplus(score)
+        if ctx.needs_input_grad[3]:
+            replaced = (~kept).to(sums.dtype)
+            others = [axis + 1 for axis in range(activation.dim()) if axis != ctx.axis - 1]
+            to_coefficients = (torch.stack(powers) * replaced).sum(others) if others else torch.stack(powers) * replaced
+        return to_x, None, to_score, to_coefficients, None, None, *to_parameters
+
+
+def _per_channel(value: Tensor, axis: int) -> list[int]:
+    shape = [1] * value.dim()
+    shape[axis - 1] = -1
+    return shape
+
+
+def gate(
+    x: Tensor, kept: Tensor, score: Tensor, coefficients: Tensor, axis: int,
+    bodies: tuple[Callable[..., Tensor], Callable[..., Any]], *parameters: Tensor,
+) -> Tensor:  # fmt: skip
+    """The activation of ``x`` where kept, the polynomial elsewhere; the gradient reaches scores and coefficients.
+
+    Args:
+        x: ``(N, *shape)``.
+        kept: Boolean state, broadcastable to ``shape``.
+        score: Scores, of the shape of ``kept``.
+        coefficients: ``(degree + 1, C)``, lowest power first.
+        axis: Channel axis of ``x``.
+        bodies: Forward and backward, as of :class:`Bodies` or :func:`compiled_bodies`.
+        parameters: Tensors that the activation takes after ``x``.
+
+    Returns:
+        ``(N, *shape)``; where everything is kept, exactly the activation with exactly its gradient.
+    """
+    result: Tensor = _Gate.apply(x, kept, score, coefficients, axis, bodies, *parameters)
+    return result
