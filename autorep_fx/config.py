@@ -12,9 +12,13 @@ from pydantic import (
 )
 
 from autorep_fx.budget import Budget
+from autorep_fx.config_methods import with_method_defaults
 from autorep_fx.config_sections import (
+    BaseConfig,
     BudgetField,
     CalibrationConfig,
+    CheckpointConfig,
+    ExecutionConfig,
     ExportConfig,
     FinetuneConfig,
     GatesConfig,
@@ -27,8 +31,11 @@ from autorep_fx.config_sections import (
 from autorep_fx.errors import did_you_mean
 
 __all__ = [
+    "BaseConfig",
     "CalibrationConfig",
+    "CheckpointConfig",
     "DataConfig",
+    "ExecutionConfig",
     "ExportConfig",
     "FinetuneConfig",
     "GatesConfig",
@@ -99,6 +106,8 @@ class TransformConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     training: TrainingConfig = TrainingConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
     export: ExportConfig = ExportConfig()
     outputs: OutputsConfig = OutputsConfig()
     substitute: dict[str, str] = Field(
@@ -111,6 +120,11 @@ class TransformConfig(Section):
     verification: Literal["structure", "numeric", "off"] = Field(
         "numeric", description="Checks at stage boundaries; the export is always checked."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return with_method_defaults(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _ordered(self) -> TransformConfig:
@@ -171,6 +185,7 @@ class PipelineConfig(TransformConfig):
     """A pipeline file: model, data, budget, stages, training, outputs and seed."""
 
     model: ModelConfig
+    base: BaseConfig | None = Field(None, description="How to train the ReLU model where 'model' names no checkpoint.")
     data: DataConfig | None = DataConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     budget: BudgetField

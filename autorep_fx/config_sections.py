@@ -10,11 +10,15 @@ from autorep_fx.budget import Budget
 from autorep_fx.errors import BudgetError
 
 __all__ = [
+    "BaseConfig",
     "BudgetField",
     "CalibrationConfig",
+    "CheckpointConfig",
+    "ExecutionConfig",
     "ExportConfig",
     "FinetuneConfig",
     "GatesConfig",
+    "MethodName",
     "OutputsConfig",
     "PolynomialsConfig",
     "Section",
@@ -23,6 +27,7 @@ __all__ = [
 ]
 
 Granularity = Literal["element", "channel", "site"]
+MethodName = Literal["default", "autorep", "snl", "layerwise", "random", "magnitude"]
 
 
 class Section(BaseModel):
@@ -36,9 +41,9 @@ class GatesConfig(Section):
 
     granularity: Granularity = Field("element", description="What one gate decides on.")
     pools: bool = Field(False, description="Gate max pooling too: per channel, or an affine map of the average.")
-    init: Literal["sensitivity", "random"] = Field(
+    init: Literal["sensitivity", "random", "ones"] = Field(
         "sensitivity",
-        description="Scores start from the rank of the measured output error, or from U(0, 1) as in AutoReP.",
+        description="Scores start from the rank of the measured output error, from U(0, 1) as in AutoReP, or from 1.",
     )
     band: float = Field(0.003, ge=0, description="Hysteresis band θ: flip below −θ, flip back above +θ.")
 
@@ -47,6 +52,9 @@ class PolynomialsConfig(Section):
     """Polynomials and their fit."""
 
     degree: int = Field(2, ge=0, le=2, description="Degree of the replacing polynomials.")
+    form: Literal["fitted", "identity"] = Field(
+        "fitted", description="Fitted and trained; or x itself, neither fitted nor trained, as in SNL."
+    )
     sigma_floor: float = Field(0.05, ge=0, description="Floor of σ per channel, relative to the site's RMS σ.")
     c2_bound: float = Field(10.0, gt=0, description="Largest |c2| that a fit may give.")
     c2_scale: float = Field(0.1, gt=0, description="c2 is trained as c2_scale · parameter: slow quadratic terms.")
@@ -64,14 +72,17 @@ class CalibrationConfig(Section):
 class TrainingConfig(Section):
     """Training of gates, polynomials and weights together."""
 
+    method: MethodName = Field("default", description="How the gates get to the budget; sets defaults of its own.")
     epochs: int = Field(10, ge=0)
     lr: float = Field(1e-3, gt=0, description="Learning rate of weights and polynomials at the start.")
     gate_lr: float = Field(1e-2, gt=0, description="Learning rate of the scores.")
     weight_decay: float = Field(0.0, ge=0)
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     reach: float = Field(0.7, gt=0, le=1, description="Progress at which the kept comparisons reach the budget.")
-    penalty: float = Field(1.0, ge=0, description="Weight of the penalty on the density above the target.")
+    penalty: float = Field(1.0, ge=0, description="Weight of the method's penalty on what is kept.")
     distillation: float = Field(1.0, ge=0, description="Weight of the distillation from the untouched model.")
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation.")
+    features: float = Field(0.0, ge=0, description="Weight of the distance to the untouched model at the sites.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
 
@@ -80,6 +91,45 @@ class FinetuneConfig(Section):
 
     epochs: int = Field(10, ge=0)
     lr: float = Field(1e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum 0.9.")
+    warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of an average of the weights, which is what is "
+                       "evaluated and kept; 0 for none.")  # fmt: skip
+
+
+class BaseConfig(Section):
+    """Training of the ReLU model itself, for pipelines that start without a checkpoint."""
+
+    epochs: int = Field(200, ge=1)
+    optimizer: Literal["adamw", "sgd"] = Field("sgd", description="AdamW, or SGD with Nesterov momentum 0.9.")
+    lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup: float = Field(0.025, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of an average of the weights; 0 for none.")
+
+
+class ExecutionConfig(Section):
+    """How training runs, which its result should not depend on beyond rounding."""
+
+    precision: Literal["32", "bf16", "16"] = Field("32", description="bf16 and 16 are mixed precision.")
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile for model and teacher.")
+    fuse: bool | None = Field(None, description="Compile the gates alone; unset: where a compiler is and the run is "
+                              "long enough to pay for it.")  # fmt: skip
+    accumulate: int = Field(1, ge=1, description="Batches per optimiser step.")
+    sync_norms: bool = Field(False, description="Batch norm statistics over all processes.")
+    deterministic: bool = Field(
+        False, description="Deterministic algorithms only; an operation without one is an error."
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state of training is saved; always at the end of an epoch."""
+
+    every_steps: int | None = Field(None, ge=1, description="Also every so many optimiser steps.")
+    every_minutes: float | None = Field(10.0, gt=0, description="Also every so many minutes.")
+    keep: int = Field(2, ge=1, description="How many of the last ones stay.")
 
 
 class ExportConfig(Section):
@@ -94,6 +144,7 @@ class OutputsConfig(Section):
 
     onnx: bool = True
     report: bool = True
+    tensorboard: bool = Field(False, description="Event files of training too; needs autorep-fx[tensorboard].")
 
 
 def _budget(value: Any) -> Budget:

@@ -67,6 +67,10 @@ class NonFiniteError(AutorepError, ArithmeticError):
     """A loss, output or coefficient that is NaN or infinite."""
 
 
+class StoppedError(AutorepError):
+    """Training was asked to stop, by a signal; its state is saved."""
+
+
 class CheckpointError(AutorepError):
     """A checkpoint or weights file that is truncated, foreign, or of another model."""
 

@@ -80,6 +80,7 @@ class InsertGatesPass(Pass):
             "fit_arguments": tuple(a for a in node.args[1:] if isinstance(a, (int, float))),
             "pinned": {"keep": "kept", "replace": "replaced"}.get(settings.mode),
             "own_allowed": own_allowance(settings.budget, site), "like": _like(module, node),
+            "identity": polynomials.form == "identity",
         }  # fmt: skip
         if site.kind not in AVERAGES:
             parameter = next((_parameter(module, value) for value in _parameters(node)), None)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autorep_fx.gates.collective import means_of_all, range_of_all
 from autorep_fx.gates.fused import Bodies, compiled_bodies, gate
 from autorep_fx.gates.operation import Operation
 from autorep_fx.polynomials import FitLimits
@@ -197,10 +198,11 @@ class GatedActivation(nn.Module):
             momentum: Weight of this batch against what was recorded before; 1 forgets the past.
         """
         channels = x.detach().transpose(0, self.site.channel_axis + 1).flatten(1).double()
-        square = torch.lerp(self.mean.square() + self.std.square(), channels.square().mean(1), momentum)
-        self.mean.lerp_(channels.mean(1), momentum)
+        mean, square = means_of_all([channels.mean(1), channels.square().mean(1)], weight=channels.shape[1])
+        square = torch.lerp(self.mean.square() + self.std.square(), square, momentum)
+        self.mean.lerp_(mean, momentum)
         self.std.copy_((square - self.mean.square()).clamp(min=0).sqrt())
-        self.input_range.copy_(torch.stack([channels.min(), channels.max()]))
+        self.input_range.copy_(range_of_all(channels))
 
     @torch.no_grad()
     def _reach(self, x: Tensor) -> float:

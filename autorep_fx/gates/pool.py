@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from autorep_fx.gates.activation import GatedActivation
+from autorep_fx.gates.collective import means_of_all
 from autorep_fx.gates.operation import Operation
 from autorep_fx.gates.straight_through import mix
 from autorep_fx.sites import Site
@@ -54,7 +55,8 @@ class GatedPool(GatedActivation):
         average = self.average(x.detach())
         super().observe(average, momentum)
         rows, largest = (value.transpose(0, 1).flatten(1).double() for value in (average, self.function(x.detach())))
-        self.moments.lerp_(torch.stack([largest.mean(1), (rows * largest).mean(1)]), momentum)
+        found = means_of_all([largest.mean(1), (rows * largest).mean(1)], weight=rows.shape[1])
+        self.moments.lerp_(torch.stack(found), momentum)
 
     def _reach(self, x: Tensor) -> float:
         return super()._reach(self.average(x))

@@ -1,12 +1,13 @@
-"""Checkpoints at epoch boundaries: state in safetensors, progress in JSON, each written atomically.
+"""Checkpoints: state in safetensors, progress in JSON, one folder per checkpoint, each written atomically.
 
-A checkpoint is one folder that is written beside its final place and then renamed, so a killed process leaves
-either the old one or the new one.
+A checkpoint is written beside its final place and then renamed: a process that is killed leaves the earlier ones, and
+at most a folder whose name begins with a dot, which nothing reads.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from autorep_fx.errors import CheckpointError, OutputError
 
-__all__ = ["Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "latest", "load_checkpoint", "save_checkpoint"]
 
-_FORMAT = 1
+logger = logging.getLogger(__name__)
+_FORMAT = 2
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -31,77 +34,96 @@ class Checkpoint:
     """Everything that a run needs to go on as if it had not stopped.
 
     Attributes:
-        progress: Phase, epoch, history and notes, as JSON.
-        model: State of the gated model.
+        progress: Phase, epoch, step, history and notes, as JSON.
+        model: State of the model.
         best: State of the best epoch so far; empty if there is none.
-        optimizer: State of the optimiser.
+        averaged: State of the averaged weights; empty if there are none.
+        loop: State of optimiser, random generators, scaler and data: tensors and plain values.
         identity: Digest of model, settings and budget; a run may only resume a checkpoint of its own.
     """
 
     progress: Mapping[str, Any]
     model: Mapping[str, Tensor]
     best: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
+    averaged: Mapping[str, Tensor]
+    loop: Mapping[str, Any]
     identity: str
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` to ``folder``, replacing what was there.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int, keep: int) -> Path:
+    """Write ``checkpoint`` to ``folder/step-…``, and delete all but the last ``keep``.
 
     Raises:
         OutputError: It cannot be written.
     """
-    fresh, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
+    target = folder / f"step-{step:09d}"
+    fresh = folder / f".{target.name}"
     try:
-        for leftover in (fresh, old):
+        for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
-        save_file(_plain(checkpoint.model), fresh / "model.safetensors")
-        save_file(_plain(checkpoint.best), fresh / "best.safetensors")
-        torch.save(dict(checkpoint.optimizer), fresh / "optimizer.pt")
+        for name in ("model", "best", "averaged"):
+            save_file(_plain(getattr(checkpoint, name)), fresh / f"{name}.safetensors")
+        torch.save(dict(checkpoint.loop), fresh / "loop.pt")
         header = {"format": _FORMAT, "identity": checkpoint.identity, "progress": checkpoint.progress}
         (fresh / "progress.json").write_text(json.dumps(header), encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(fresh, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)  # of the same step, when a phase ends where it was saved anyway
+        os.replace(fresh, target)
+        for old in _saved(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise OutputError(
-            f"The checkpoint {folder} cannot be written.",
+            f"The checkpoint {target} cannot be written.",
             received=str(error),
             fix="Free some space, or pass another out_dir.",
         ) from error
+    return target
+
+
+def latest(folder: Path | None) -> Path | None:
+    """The folder of the last checkpoint, if there is one."""
+    found = [] if folder is None else _saved(folder)
+    return found[-1] if found else None
 
 
 def load_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
-    """Read the checkpoint of this run; None if there is none.
+    """Read the last checkpoint of this run that is not damaged; None if there is none at all.
 
     Raises:
-        CheckpointError: It is damaged, or of another model, budget or settings.
+        CheckpointError: All are damaged, or the last is of another model, budget or settings.
     """
-    old = folder.with_name(f".{folder.name}-old")
-    folder = folder if folder.exists() else old  # killed between the two renames
-    if not folder.exists():
-        return None
-    try:
-        header = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-        found = header["identity"]
-        if header["format"] != _FORMAT or found != identity:
-            raise CheckpointError(
-                "The checkpoint is of another run.",
-                received=f"{folder} with identity {found}",
-                fix="Resume with the model, budget, seed and settings that it was made with, or use another out_dir.",
-            )
-        return Checkpoint(
-            header["progress"], load_file(folder / "model.safetensors"), load_file(folder / "best.safetensors"),
-            torch.load(folder / "optimizer.pt", weights_only=True), found,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError) as error:
+    damage: list[str] = []
+    for path in reversed(_saved(folder)):
+        try:
+            return _read(path, identity)
+        except _DAMAGE as error:
+            damage.append(f"{path.name}: {type(error).__name__}: {error}")
+            logger.warning("the checkpoint %s is damaged, looking for an earlier one", path)
+    if damage:
         raise CheckpointError(
-            f"The checkpoint {folder} is damaged.",
-            received=f"{type(error).__name__}: {error}",
+            f"The checkpoints in {folder} are damaged.",
+            received="; ".join(damage),
             fix="Delete the folder to start again.",
-        ) from error
+        )
+    return None
+
+
+def _read(path: Path, identity: str) -> Checkpoint:
+    header = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    found = header["identity"]
+    if header["format"] != _FORMAT or found != identity:
+        raise CheckpointError(
+            "The checkpoint is of another run.",
+            received=f"{path} with identity {found}",
+            fix="Resume with the model, budget, seed and settings that it was made with, or use another out_dir.",
+        )
+    model, best, averaged = (load_file(path / f"{name}.safetensors") for name in ("model", "best", "averaged"))
+    loop = torch.load(path / "loop.pt", weights_only=True, map_location="cpu")
+    return Checkpoint(header["progress"], model, best, averaged, loop, found)
+
+
+def _saved(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

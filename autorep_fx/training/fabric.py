@@ -1,16 +1,23 @@
-"""Lightning Fabric, from whichever of its two distributions is installed."""
+"""Lightning Fabric, from whichever of its two distributions is installed, and what it was started with."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from autorep_fx.config import ExecutionConfig
 from autorep_fx.errors import DeviceError
+from autorep_fx.passes.inputs import ExampleInputs
 
-__all__ = ["make_fabric", "resolve_device"]
+__all__ = ["make_fabric", "resolve_device", "share_of"]
+
+_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def resolve_device(device: str | None) -> str:
@@ -32,12 +39,54 @@ def resolve_device(device: str | None) -> str:
     return kind
 
 
-def make_fabric(device: str) -> Any:
-    """A Fabric on one device."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+def make_fabric(device: str, execution: ExecutionConfig | None = None) -> Any:
+    """A Fabric on one device; on all devices of the job in a process that ``torchrun`` or ``fabric run`` started.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        execution: For its precision.
+
+    Raises:
+        DeviceError: Half precision is asked for where it is not there.
+    """
+    precision = (execution or ExecutionConfig()).precision
+    if device == "cpu" and precision == "16":
+        raise DeviceError(
+            "Mixed precision in float16 needs a GPU.", received="precision 16 on the CPU", fix="Use bf16 or 32."
+        )
+    for name in ("lightning.fabric", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         fabric = importlib.import_module("lightning_fabric")
     except ModuleNotFoundError:  # the package `lightning` carries it under another name
         fabric = importlib.import_module("lightning.fabric")
-    return fabric.Fabric(accelerator=device, devices=1)
+    local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    options: dict[str, Any] = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
+    result = fabric.Fabric(accelerator=device, devices=local, precision=_PRECISION[precision], **options)
+    result.launch()
+    return result
+
+
+def share_of(inputs: ExampleInputs, targets: Any, rank: int, world: int) -> tuple[ExampleInputs, Any, float]:
+    """The samples of a batch that one process takes, and the weight of its mean loss in the gradients' mean.
+
+    Every process goes through the same batches and takes every ``world``-th sample, so that together they compute
+    what one process does.
+
+    Args:
+        inputs: A whole batch.
+        targets: Its targets.
+        rank: Number of this process.
+        world: Number of processes, at most the size of the batch.
+    """
+    if world == 1:
+        return inputs, targets, 1.0
+    size = inputs.size
+
+    def take(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
+        return value[rank::world] if batched else value
+
+    args, kwargs = pytree.tree_map(take, (inputs.args, dict(inputs.kwargs)))
+    own = ExampleInputs(args, kwargs)
+    return own, pytree.tree_map(take, targets), own.size * world / size

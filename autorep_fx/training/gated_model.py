@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,23 +12,20 @@ from autorep_fx.config import TransformConfig
 from autorep_fx.cost.resolve import Allowance
 from autorep_fx.errors import ConfigError
 from autorep_fx.gates import GatedActivation
-from autorep_fx.gates.straight_through import binary_state
 from autorep_fx.passes.calibrate import CalibratePass
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import gates_of
-from autorep_fx.passes.pots import Pot, check_shares, lower_scores, pots
+from autorep_fx.passes.pots import Pot, check_shares, pots
 from autorep_fx.passes.project_budget import ProjectBudgetPass
-from autorep_fx.passes.sensitivity import output_errors
 from autorep_fx.sites import Site
 from autorep_fx.training.batches import collect_samples, set_epoch
-from autorep_fx.training.schedule import kept_target
+from autorep_fx.training.methods import make_method
+from autorep_fx.training.methods.scores import free_gates, set_by_rank
 
 __all__ = ["GatedModel"]
 
-# Samples on which output errors are estimated: a backward pass per draw holds all activations.
-_SENSITIVITY_SAMPLES = 64
 _PREPARED, _CALIBRATED, _PROJECTED = 0, 1, 2
 
 
@@ -75,12 +72,14 @@ class GatedModel(nn.Module):
         self.register_buffer("phase", torch.tensor(_PREPARED, dtype=torch.uint8))
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
-        self._progress = 0.0
+        self.progress = 0.0
+        self.method = make_method(config)
         # Until calibration knows better every unit has the score that AutoReP starts from.
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for gate in self.gates.values():
                 gate.score.copy_(torch.rand(gate.score.shape, generator=generator))
+                gate.score.requires_grad_(self.method.trains_scores)
         self.train(network.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,15 +92,18 @@ class GatedModel(nn.Module):
         return self.network(*args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """Progress, and whether the next batch is observed: part of the state dict."""
+        """Progress, whether the next batch is observed, whether masks are soft, and the method's own numbers."""
         observing = any(gate.mode == "observe" for gate in self.gates.values())
-        return torch.tensor([self._progress, float(observing)], dtype=torch.float64)
+        soft = any(gate.soft for gate in self.gates.values())
+        return torch.tensor([self.progress, float(observing), float(soft), *self.method.state], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore them."""
-        self._progress = float(state[0])
+        self.progress, observing, soft, *own = state.tolist()
+        self.method.state = own
         for gate in self.gates.values():
-            gate.mode = "observe" if bool(state[1]) else "run"
+            gate.mode = "observe" if observing else "run"
+            gate.soft = bool(soft) and gate.pinned is None
 
     @property
     def gates(self) -> dict[str, GatedActivation]:
@@ -142,13 +144,32 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        calibrate = CalibratePass(inputs, noise=given, room=self._pots()[-1].allowed)
+        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed)
         calibrate(self.network)
         self.fallbacks = calibrate.fallbacks
-        self._start_scores(inputs, seed)
+        self.method.start(self, inputs, seed)
         self.calibrated_on = f"{inputs.size} {'example inputs' if given else 'training samples'}"
         self.phase.fill_(_CALIBRATED)
         self.train(was_training)
+
+    def start_from(self, state: Mapping[str, Tensor], batches: Iterable[Any]) -> None:
+        """Start from a trained model of the same kind at a larger budget: its weights, fits and kept units.
+
+        Args:
+            state: Its state dict.
+            batches: Training batches, for the ranges.
+        """
+        self.load_state_dict(dict(state))
+        self.take_sample(batches)
+        self.progress = 0.0
+        self.steps.zero_()
+        self.method = make_method(self.config)
+        free = free_gates(self)
+        # What was kept stays ahead of what was not.
+        set_by_rank(free, {name: gate.score.detach().sigmoid() + gate.kept for name, gate in free.items()})
+        self.method.restart(self)
+        self.calibrated_on = f"{self.sample.size} training samples, at a larger budget"
+        self.phase.fill_(_CALIBRATED)
 
     def take_sample(self, batches: Iterable[Any] | ExampleInputs) -> ExampleInputs:
         """Set and return the inputs to calibrate and measure ranges on: the first samples of epoch 0."""
@@ -158,30 +179,11 @@ class GatedModel(nn.Module):
         self.sample = batches.to(device=self.phase.device)
         return self.sample
 
-    @torch.no_grad()
-    def _start_scores(self, inputs: ExampleInputs, seed: int) -> None:
-        """Scores in (0, 1): the rank of the estimated output error per comparison, or random as in AutoReP."""
-        generator = torch.Generator().manual_seed(seed)
-        gates = {name: gate for name, gate in self.gates.items() if gate.pinned is None}
-        if self.config.gates.init == "random":
-            for gate in gates.values():
-                gate.score.copy_(torch.rand(gate.score.shape, generator=generator))
-            return
-        errors = output_errors(
-            self.network, inputs.resized(min(inputs.size, _SENSITIVITY_SAMPLES)), generator=generator
-        )
-        density = [(errors[name] / gate.unit_cost).flatten().cpu() for name, gate in gates.items()]
-        flat = torch.cat(density) if density else torch.zeros(0)
-        ranks = torch.empty(len(flat), dtype=torch.float64)
-        ranks[torch.argsort(flat, stable=True)] = torch.arange(1, len(flat) + 1, dtype=torch.float64)
-        for gate, part in zip(gates.values(), (ranks / (len(flat) + 1)).split([len(d) for d in density]), strict=True):
-            gate.score.copy_(part.view(gate.score.shape))
-
     def parameter_groups(self, *, lr: float, gate_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
         """Groups for an optimiser: weights, polynomials (never decayed), scores (never decayed)."""
         gates = list(self.gates.values())
         scores = [gate.score for gate in gates if gate.pinned is None]
-        coefficients = [gate.raw_coefficients for gate in gates]
+        coefficients = [gate.raw_coefficients for gate in gates if not gate.identity]
         special = {id(p) for gate in gates for p in (gate.score, gate.raw_coefficients)}
         weights = [p for p in self.parameters() if id(p) not in special and p.requires_grad]
         return [
@@ -191,36 +193,24 @@ class GatedModel(nn.Module):
         ]
 
     def budget_penalty(self) -> Tensor:
-        """``max(0, density − target density)``, both as shares of the gateable comparisons; differentiable.
+        """What the method adds to the loss for what is kept above the budget; differentiable, before its weight.
 
-        The target follows the schedule at the progress of the last :meth:`step`. The gradient reaches the scores
-        through the straight-through estimator.
+        For the default method ``max(0, density − target density)``, both as shares of the gateable comparisons; the
+        target follows the schedule at the progress of the last :meth:`step`. The gradient reaches the scores.
         """
-        gateable = max(self.allowance.gateable, 1)
-        target = self._target() / gateable
-        density = torch.zeros((), device=self.phase.device)
-        for gate in self.gates.values():
-            density = density + binary_state(gate.score, gate.kept).sum() * (gate.unit_cost / gateable)
-        return torch.relu(density - target)
+        return self.method.penalty(self)
 
-    def _target(self) -> int:
-        pinned = sum(gate.kept_comparisons for gate in self.gates.values() if gate.pinned is not None)
-        return pinned + sum(self._pot_target(pot) for pot in self._pots())
-
-    def _pots(self) -> list[Pot]:
+    def pots(self) -> list[Pot]:
+        """Gates that share a part of the budget; the common pot is the last."""
         return pots(self.gates.values(), self.allowance.allowed)
-
-    def _pot_target(self, pot: Pot) -> int:
-        allowed = min(pot.allowed, pot.full)
-        return kept_target(self._progress, pot.full, allowed, self.config.training.reach)
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
-        """Update the gates; to be called after ``optimizer.step()``.
+        """Update fits and gates as the method says; to be called after ``optimizer.step()``.
 
-        Flips gates by their hysteresis band. Where more is kept than the schedule allows at ``progress``, all
-        scores are lowered by the one amount that closes the gap, so that the budget is reached whatever the
-        number of steps, and the order of the scores alone decides who goes.
+        The default method flips gates by their hysteresis band. Where more is kept than its schedule allows at
+        ``progress``, all scores are lowered by the one amount that closes the gap, so that the budget is reached
+        whatever the number of steps, and the order of the scores alone decides who goes.
 
         Args:
             progress: Share of the gate training that is done, 0 to 1.
@@ -234,15 +224,10 @@ class GatedModel(nn.Module):
             )
         if self.is_projected:
             return
-        self._progress = progress
+        self.progress = progress
         self.steps += 1
         self._refresh(progress)
-        for pot in self._pots():
-            for gate in pot.gates:
-                gate.update_state()
-            excess = pot.kept - self._pot_target(pot)
-            if excess > 0:
-                lower_scores(pot, excess, self.config.gates.band)
+        self.method.update(self, progress)
 
     def _refresh(self, progress: float) -> None:
         """Let the fits follow the moving input distribution at the start, every few steps."""
@@ -259,6 +244,7 @@ class GatedModel(nn.Module):
         """Choose the kept units by score under the exactness rule, and freeze the gates."""
         for gate in self.gates.values():
             gate.mode = "run"
+        self.method.finish(self)
         ProjectBudgetPass(self.allowance.allowed)(self.network)
         self.freeze()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["cosine", "kept_target"]
+__all__ = ["kept_target", "learning_rate"]
 
 
-def cosine(progress: float, start: float, end: float) -> float:
-    """Learning rate: half a cosine from ``start`` to ``end``."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(progress: float, start: float, end: float, warmup: float = 0.0) -> float:
+    """A linear rise to ``start`` over the first ``warmup`` of the progress, then half a cosine to ``end``."""
+    if progress < warmup:
+        return start * (0.01 + 0.99 * progress / warmup)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def kept_target(progress: float, start: int, allowed: int, reach: float) -> int:

@@ -1,0 +1,209 @@
+"""One compilation: a model and a resolved request in, a compiled model out; what ``transform`` and ``sweep`` share."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autorep_fx.budget import Budget
+from autorep_fx.compiled import Compiled
+from autorep_fx.config import TransformConfig
+from autorep_fx.errors import UnsupportedModelError
+from autorep_fx.files import write_text
+from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.export_obstacles import export_obstacles
+from autorep_fx.passes.exported import is_exported
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
+from autorep_fx.training.environment import describe_run
+from autorep_fx.training.evaluation import evaluate
+from autorep_fx.training.gated_model import GatedModel
+from autorep_fx.training.history import Callback
+from autorep_fx.training.logs import TrainingLog
+from autorep_fx.training.objective import Objective
+from autorep_fx.training.ranges import beyond_range
+from autorep_fx.training.trainer import GateTrainer
+
+__all__ = ["Request", "compile_model", "evaluate_original"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compiled, and on what; everything but the budget.
+
+    Attributes:
+        model: The trained model, or an exported program of it; never changed.
+        inputs: Example inputs.
+        settings: Settings.
+        objective: Loss, metric and call of the model.
+        data: Training batches; None to choose without training.
+        val_data: Validation batches, or None.
+        seed: Seed of everything random.
+        device: ``cpu`` or ``cuda``.
+        callbacks: Called with every logged point.
+        captured: The model's captured graph, if it is there already.
+    """
+
+    model: nn.Module | torch.export.ExportedProgram
+    inputs: ExampleInputs
+    settings: TransformConfig
+    objective: Objective
+    data: Iterable[Any] | None
+    val_data: Iterable[Any] | None
+    seed: int
+    device: str
+    callbacks: Sequence[Callback] = ()
+    captured: CapturedModule | None = None
+
+    def original(self) -> nn.Module:
+        """A copy in eval mode, which an exported program only has as a captured module."""
+        if isinstance(self.model, torch.export.ExportedProgram) or is_exported(self.model):
+            return capture_graph(self.model, self.inputs)
+        return copy.deepcopy(self.model).eval()
+
+
+def compile_model(
+    request: Request, budget: Budget, *, target: Path | None = None, resume: bool = False,
+    start: Mapping[str, Tensor] | None = None, keep_state: Callable[[GatedModel], None] | None = None,
+) -> Compiled:  # fmt: skip
+    """Compile to one budget.
+
+    Args:
+        request: What is compiled.
+        budget: The budget.
+        target: Folder for the result and the checkpoints.
+        resume: Go on from the checkpoint in ``target``, if there is one.
+        start: State of a gated model of the same request at a larger budget, to start from instead of calibrating.
+        keep_state: Called with the trained model, before it is taken apart.
+
+    Raises:
+        AutorepError: As of :func:`autorep_fx.transform`.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(request.seed)
+        model = request.model if request.captured is None else request.captured
+        gated = prepare(model, budget, example_inputs=request.inputs, config=request.settings)
+        if request.data is None:
+            compiled = _without_training(request, gated)
+        else:
+            compiled = _trained(request, gated, target, resume, start, keep_state)
+        if request.val_data is not None:
+            compiled = _with_metrics(request, compiled)
+            ranges = {site.name: site.input_range for site in compiled.plan.sites if site.input_range is not None}
+            warnings = beyond_range(gated, ranges, request.val_data)
+            compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
+    if target is not None and not _is_helper():
+        compiled.save(target)
+        shutil.rmtree(target / "checkpoint", ignore_errors=True)  # nothing is left to resume
+    return compiled
+
+
+def _is_helper() -> bool:
+    """Whether another process of a parallel training writes the result."""
+    return torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
+
+
+def _trained(
+    request: Request, gated: GatedModel, target: Path | None, resume: bool, start: Mapping[str, Tensor] | None,
+    keep_state: Callable[[GatedModel], None] | None,
+) -> Compiled:  # fmt: skip
+    _check_exportable(gated)
+    assert request.data is not None
+    settings, seed = request.settings, request.seed
+    writes = target is not None and not _is_helper()
+    log = TrainingLog(target, tensorboard=settings.outputs.tensorboard) if target is not None and writes else None
+    trainer = GateTrainer(
+        gated, request.original(), settings, objective=request.objective, data=request.data,
+        val_data=request.val_data, device=request.device, seed=seed,
+        callbacks=request.callbacks if log is None else (*request.callbacks, log),
+        checkpoint=None if target is None else target / "checkpoint",
+    )  # fmt: skip
+    if target is not None and writes:
+        described = describe_run(seed=seed, device=request.device, execution=settings.execution)
+        write_text(target / "run.json", json.dumps(described, indent=2) + "\n")
+    if resume and trainer.resume():
+        if log is not None:
+            log.restart(trainer.history)
+    elif start is not None:
+        gated.start_from(start, request.data)
+    else:
+        calibrate(gated, request.data, seed=seed)
+    train_gates(trainer)
+    project(gated)
+    finetune(trainer)
+    if keep_state is not None:
+        keep_state(gated)
+    differences = [f"training was not the model's own: {text}" for text in gated.network.training_differences]
+    compiled = lower(gated, title=type(request.model).__name__, consume=True)
+    return replace(compiled, history=tuple(trainer.history), warnings=(*compiled.warnings, *differences))
+
+
+def _check_exportable(gated: GatedModel) -> None:
+    """Before hours of training: refuse what could not be exported after them.
+
+    Raises:
+        UnsupportedModelError: With every obstacle.
+    """
+    obstacles = export_obstacles(gated.network, gated.example) if gated.config.outputs.onnx else []
+    if obstacles:
+        raise UnsupportedModelError(
+            obstacles, fix="Change the model; or set outputs: {onnx: false}, and use the compiled module in torch."
+        )
+
+
+def _without_training(request: Request, gated: GatedModel) -> Compiled:
+    inputs = request.inputs
+    with torch.no_grad():  # of a copy, which is gone afterwards, and its weights with it
+        theirs = pytree.tree_leaves(inputs.to(device="cpu").call(request.original().cpu()))
+    calibrate(gated, inputs, seed=request.seed)
+    gated.notes.append(
+        f"nothing was trained: polynomials were fitted in order on {inputs.size} example inputs, and the kept units "
+        "are those whose replacement would change the outputs most, by a first-order estimate"
+    )
+    project(gated)
+    compiled = lower(gated, title=type(request.model).__name__, consume=True)
+    with torch.no_grad():
+        ours = pytree.tree_leaves(inputs.to(device="cpu").call(compiled.module))
+    return _with_distance(compiled, ours, theirs)
+
+
+def _with_distance(compiled: Compiled, ours: Sequence[Any], theirs: Sequence[Any]) -> Compiled:
+    """Add how far the outputs are from the model's: without validation data the only sign of quality."""
+    squares = [
+        (float((a.double() - b.double()).square().sum()), float(b.double().square().sum()))
+        for a, b in zip(ours, theirs, strict=True)
+        if isinstance(b, Tensor) and b.is_floating_point()
+    ]
+    if not squares:  # labels or masks: there is no distance
+        return compiled
+    error, scale = (sum(column) for column in zip(*squares, strict=True))
+    note = f"outputs on the example inputs differ from the model's by {(error / max(scale, 1e-300)) ** 0.5:.1%} (RMS)"
+    return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))
+
+
+def _with_metrics(request: Request, compiled: Compiled) -> Compiled:
+    assert request.val_data is not None
+    before = evaluate_original(request)
+    after = evaluate(compiled.module, request.val_data, request.objective)
+    if before is None or after is None:
+        return compiled
+    metric = request.objective.metric
+    name = "accuracy" if metric is None else getattr(metric, "__name__", "metric")
+    return replace(compiled, metrics={"original, torch": before, "compiled, torch": after}, metric_name=name)
+
+
+def evaluate_original(request: Request) -> float | None:
+    """Metric of the untouched model on the validation data; None where there is none."""
+    if request.val_data is None:
+        return None
+    return evaluate(request.original().cpu(), request.val_data, request.objective)

@@ -1,0 +1,80 @@
+"""Table and plot of the accuracy benchmark, from its rows."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from scipy.stats import t as student
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+Row = Mapping[str, Any]
+
+
+def write_report(rows: Sequence[Row], stem: Path, conditions: Mapping[str, Any]) -> None:
+    """Write ``stem.md`` and, where there is more than the ReLU model, ``stem.png``."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["run"], " ".join(row["set"])), []).append(row)
+    base = {row["seed"]: row["test"] for row in rows if row["run"] == "relu"}
+    lines = [
+        f"# Accuracy, suite {conditions['suite']}",
+        "",
+        "`benchmarks/accuracy.py`, " + ", ".join(f"{key} {value}" for key, value in conditions.items()) + ".",
+        "Accuracy of the compiled model on the test part; mean over the seeds ± 95 % interval (Student's t), and the",
+        "difference to the ReLU model of the same seed, in points. Seconds per run are medians, no timing benchmark.",
+        "",
+        "| run | settings | comparisons | n | epochs | accuracy | change in points | seconds | commits |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for (run, changes), members in groups.items():
+        gaps = [100 * (row["test"] - base[row["seed"]]) for row in members if row["seed"] in base]
+        counted = members[0]["comparisons"]
+        lines.append(
+            f"| {run} | {changes} | {'' if counted is None else f'{counted:,}'} | {len(members)} | "
+            f"{members[0].get('epochs', '')} | {interval([100 * row['test'] for row in members])} | {interval(gaps)} | "
+            f"{statistics.median(row['seconds'] for row in members):.0f} | "
+            f"{' '.join(sorted({row['commit'] for row in members}))} |"
+        )
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    if len(groups) > 1:
+        _plot(groups, base, stem.with_suffix(".png"))
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half width of the 95 % interval; the mean alone for one value."""
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    if len(values) == 1:
+        return f"{mean:.2f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, float], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    methods = sorted({run.split("@")[0] for run, _ in groups if run != "relu"})
+    for method in methods:
+        points = sorted(
+            (members[0]["comparisons"], statistics.mean(100 * row["test"] for row in members))
+            for (run, changes), members in groups.items()
+            if run.split("@")[0] == method and not changes
+        )
+        if points:
+            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=method)
+    if base:
+        axes.axhline(100 * statistics.mean(base.values()), color="black", linestyle=":", label="ReLU model")
+    axes.set_xscale("symlog", linthresh=1000)
+    axes.set_xlabel("comparisons per sample")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
