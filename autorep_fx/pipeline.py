@@ -19,6 +19,7 @@ from autorep_fx.loading import Splits, load_data, load_model, load_objective
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
 from autorep_fx.training.batches import count_batches, split_batch
+from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.history import Callback
 
 __all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline"]
@@ -47,7 +48,8 @@ def run_pipeline(
     """
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
     target = output_directory(out_dir)
-    model, splits, objective = load_model(settings.model), load_splits(settings), load_objective(settings.objective)
+    model, objective = load_model(settings.model), load_objective(settings.objective)
+    splits = load_splits(settings, resolve_device(settings.device))
     write_text(target / "pipeline.yaml", to_yaml(settings))
     return transform(
         model, settings.budget, data=splits.train, val_data=splits.validation, config=settings.transform_config(),
@@ -56,8 +58,8 @@ def run_pipeline(
     )  # fmt: skip
 
 
-def load_splits(config: PipelineConfig) -> Splits:
-    """The data of a pipeline.
+def load_splits(config: PipelineConfig, device: str = "cpu") -> Splits:
+    """The data of a pipeline, with the batches of a named set on ``device``.
 
     Raises:
         ConfigError: It names none.
@@ -67,7 +69,7 @@ def load_splits(config: PipelineConfig) -> Splits:
             "The pipeline names no data.",
             fix="Write data: {name: digits}, or call autorep_fx.transform in Python.",
         )
-    return load_data(config.data, config.seed)
+    return load_data(config.data, config.seed, device)
 
 
 @dataclass(frozen=True)
