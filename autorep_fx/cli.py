@@ -186,7 +186,7 @@ def config_init(
     path: Annotated[Path, typer.Argument(help="File to write.")],
     model: Annotated[str, typer.Option(help="As inspect takes it.")] = "zoo:digits_resnet",
     budget: Annotated[str, typer.Option(help="12.9K, 5%, 12900, 0.05.")] = "5%",
-    data: Annotated[str, typer.Option(help="digits, cifar, or module:function.")] = "digits",
+    data: Annotated[str, typer.Option(help="digits, cifar, image_folder, or module:function.")] = "digits",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of the model.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over an existing file.")] = False,
 ) -> None:

@@ -31,6 +31,7 @@ from autorep_fx.config_sections import (
 from autorep_fx.errors import did_you_mean
 
 __all__ = [
+    "AugmentConfig",
     "BaseConfig",
     "CalibrationConfig",
     "CheckpointConfig",
@@ -172,13 +173,39 @@ class ObjectiveConfig(Section):
     forward: str | None = Field(None, description="(module, inputs) -> outputs.")
 
 
-class DataConfig(Section):
-    """Data: ``digits``, ``cifar`` with a folder, or a function that returns the splits."""
+class AugmentConfig(Section):
+    """One step of the augmentation of training batches."""
 
-    name: str = Field("digits", description="digits, cifar, or module:function returning (train, validation).")
-    args: dict[str, Any] = Field({}, description="Keyword arguments of the reader, such as folder for cifar.")
+    name: Literal["crop", "flip", "cutout", "resized_crop"]
+    pixels: int | None = Field(
+        None, ge=0, description="Largest shift of a crop (4), side of the square that cutout hides (8)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _measured(self) -> AugmentConfig:
+        if self.pixels is not None and self.name not in ("crop", "cutout"):
+            raise ValueError(f"{self.name} takes no pixels; crop and cutout do.")
+        return self
+
+
+class DataConfig(Section):
+    """Data: ``digits``, ``cifar`` or ``image_folder`` with a folder, or a function that returns the splits."""
+
+    name: str = Field(
+        "digits", description="digits, cifar, image_folder, or module:function returning (train, validation)."
+    )
+    args: dict[str, Any] = Field({}, description="Keyword arguments of the reader, such as folder.")
     batch_size: int = Field(64, ge=1)
-    augment: bool = Field(True, description="Random shifts (digits), random crops and flips (cifar).")
+    augment: bool | tuple[AugmentConfig, ...] = Field(
+        True,
+        description="Steps in order, or true for the usual ones: crop by 1 (digits), crop and flip (cifar, "
+        "image_folder), resized_crop and flip (image_folder with resident: false).",
+    )
 
 
 class PipelineConfig(TransformConfig):

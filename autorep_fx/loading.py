@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from autorep_fx.config import DataConfig, ModelConfig, ObjectiveConfig
+from autorep_fx.config import AugmentConfig, DataConfig, ModelConfig, ObjectiveConfig
 from autorep_fx.errors import CheckpointError, ConfigError, DataError
 from autorep_fx.model_specs import build_model, import_object
 from autorep_fx.models_zoo import data as zoo_data
@@ -20,6 +20,13 @@ from autorep_fx.training.objective import Objective
 __all__ = ["Splits", "import_object", "load_data", "load_model", "load_objective", "load_weights"]
 
 _EVAL_BATCH = 256
+_CROP_FLIP = (AugmentConfig(name="crop"), AugmentConfig(name="flip"))
+_AUGMENTS: dict[str, Callable[..., zoo_data.Augment]] = {
+    "crop": zoo_data.random_shift,
+    "flip": zoo_data.flip,
+    "cutout": zoo_data.cutout,
+    "resized_crop": zoo_data.resized_crop,
+}
 
 
 @dataclass(frozen=True)
@@ -95,42 +102,93 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def load_data(config: DataConfig, seed: int) -> Splits:
+def load_data(config: DataConfig, seed: int, device: str = "cpu") -> Splits:
     """Read the data set and batch it.
+
+    Args:
+        config: What to read.
+        seed: Of the split, unless the arguments name one, and of the batches.
+        device: Where the batches of a named set are, and the set itself where it is in memory.
 
     Raises:
         ConfigError: There is no such reader, or it does not take the arguments.
         DataError: The data cannot be read.
     """
-    augmentations: dict[str, Callable[..., Tensor]] = {
-        "digits": zoo_data.random_shift(1),
-        "cifar": zoo_data.crop_flip(4),
-    }
-    readers: dict[str, Callable[..., zoo_data.ImageData]] = {"digits": zoo_data.digits, "cifar": zoo_data.cifar}
-    if config.name not in readers:
+    if config.name not in _READERS:
         if ":" not in config.name:
             raise ConfigError(
-                f"There is no data set {config.name!r}.", fix=f"Use {', '.join(readers)}, or module:function."
+                f"There is no data set {config.name!r}.", fix=f"Use {', '.join(_READERS)}, or module:function."
             )
         return _splits(import_object(config.name)(**config.args))
     arguments: dict[str, Any] = {"seed": seed, **config.args}
-    if config.name == "cifar" and "folder" not in arguments:
+    if config.name != "digits" and "folder" not in arguments:
         raise ConfigError(
-            "The data set cifar is read from a folder of parquet files.",
-            fix="Pass --data DIR, or write data: {name: cifar, args: {folder: DIR}}.",
+            f"The data set {config.name} is read from a folder"
+            + (" of parquet files." if config.name == "cifar" else "."),
+            fix=f"Pass --data DIR, or write data: {{name: {config.name}, args: {{folder: DIR}}}}.",
         )
     try:
-        images = readers[config.name](**arguments)
+        return _READERS[config.name](config, seed, arguments, device)
     except TypeError as error:
         raise ConfigError(f"The data set {config.name} does not take these arguments.", received=str(error)) from error
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"The data set {config.name} cannot be read.", received=str(error)) from error
-    augment = augmentations[config.name] if config.augment else None
-    return Splits(
-        zoo_data.Batches(images.train, config.batch_size, seed=seed, augment=augment),
-        zoo_data.Batches(images.validation, _EVAL_BATCH, shuffle=False),
-        zoo_data.Batches(images.test, _EVAL_BATCH, shuffle=False),
+
+
+def _digits(config: DataConfig, seed: int, arguments: dict[str, Any], device: str) -> Splits:
+    return _in_memory(zoo_data.digits(**arguments), config, seed, device, (AugmentConfig(name="crop", pixels=1),))
+
+
+def _cifar(config: DataConfig, seed: int, arguments: dict[str, Any], device: str) -> Splits:
+    return _in_memory(zoo_data.cifar(**arguments), config, seed, device, _CROP_FLIP)
+
+
+def _image_folder(config: DataConfig, seed: int, arguments: dict[str, Any], device: str) -> Splits:
+    if arguments.pop("resident", True):
+        return _in_memory(zoo_data.image_folder(**arguments), config, seed, device, _CROP_FLIP)
+    workers = arguments.pop("workers", 0)
+    files = zoo_data.image_files(**arguments)
+    steps = _steps(config, (AugmentConfig(name="resized_crop"), AugmentConfig(name="flip")))
+    # The random part is taken as an image is decoded, from its full resolution, so it comes first.
+    random_crop = any(step.name == "resized_crop" for step in steps)
+    train = zoo_data.FileBatches(
+        files.train, config.batch_size, seed=seed, random_crop=random_crop, workers=workers,
+        augment=_augment([step for step in steps if step.name != "resized_crop"]),
+    )  # fmt: skip
+    others = (
+        zoo_data.FileBatches(part, _EVAL_BATCH, shuffle=False, workers=workers)
+        for part in (files.validation, files.test)
     )
+    return Splits(train.to(device), *(part.to(device) for part in others))
+
+
+_Reader = Callable[[DataConfig, int, dict[str, Any], str], Splits]
+_READERS: dict[str, _Reader] = {"digits": _digits, "cifar": _cifar, "image_folder": _image_folder}
+
+
+def _in_memory(
+    images: zoo_data.ImageData[zoo_data.Split], config: DataConfig, seed: int, device: str,
+    usual: Sequence[AugmentConfig],
+) -> Splits:  # fmt: skip
+    augment = _augment(_steps(config, usual))
+    return Splits(
+        zoo_data.Batches(images.train.to(device), config.batch_size, seed=seed, augment=augment),
+        zoo_data.Batches(images.validation.to(device), _EVAL_BATCH, shuffle=False),
+        zoo_data.Batches(images.test.to(device), _EVAL_BATCH, shuffle=False),
+    )
+
+
+def _steps(config: DataConfig, usual: Sequence[AugmentConfig]) -> Sequence[AugmentConfig]:
+    if isinstance(config.augment, bool):
+        return usual if config.augment else ()
+    return config.augment
+
+
+def _augment(steps: Sequence[AugmentConfig]) -> zoo_data.Augment | None:
+    made = [
+        _AUGMENTS[step.name]() if step.pixels is None else _AUGMENTS[step.name](step.pixels) for step in steps
+    ]  # fmt: skip
+    return zoo_data.compose(*made) if made else None
 
 
 def _splits(value: Any) -> Splits:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from autorep_fx.api import transform
 from autorep_fx.compiled import Compiled
@@ -13,13 +18,16 @@ from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_pipeline, to_yaml
 from autorep_fx.cost import Allowance, resolve
 from autorep_fx.errors import ConfigError
-from autorep_fx.files import output_directory, write_text
+from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.inspection import Inspection, inspect
-from autorep_fx.loading import Splits, load_data, load_model, load_objective
+from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
+from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.history import Callback
+from autorep_fx.training.objective import Objective
 
 __all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline"]
 
@@ -47,8 +55,10 @@ def run_pipeline(
     """
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
     target = output_directory(out_dir)
-    model, splits, objective = load_model(settings.model), load_splits(settings), load_objective(settings.objective)
+    objective = load_objective(settings.objective)
+    splits = load_splits(settings, resolve_device(settings.device))
     write_text(target / "pipeline.yaml", to_yaml(settings))
+    model = _relu_model(settings, splits, objective, target, resume, callbacks)
     return transform(
         model, settings.budget, data=splits.train, val_data=splits.validation, config=settings.transform_config(),
         out_dir=target, resume=resume, seed=settings.seed, device=settings.device, callbacks=callbacks,
@@ -56,8 +66,35 @@ def run_pipeline(
     )  # fmt: skip
 
 
-def load_splits(config: PipelineConfig) -> Splits:
-    """The data of a pipeline.
+def _relu_model(
+    settings: PipelineConfig, splits: Splits, objective: Objective, target: Path, resume: bool,
+    callbacks: Sequence[Callback],
+) -> nn.Module:  # fmt: skip
+    """The model that is compiled: as it is named, or trained by the recipe where it comes without weights.
+
+    What was trained is in ``relu.safetensors``, and is not trained again by a run that is taken up.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # a run that is taken up begins with the same weights
+        model = load_model(settings.model)
+    if settings.base is None or settings.model.checkpoint is not None:
+        return model
+    path = target / "relu.safetensors"
+    if not (resume and path.exists()):
+        train_base(
+            model, settings.base, objective=objective, data=splits.train, val_data=splits.validation,
+            execution=settings.execution, checkpoints=settings.checkpoints, device=resolve_device(settings.device),
+            seed=settings.seed, callbacks=callbacks, checkpoint=target / "relu-checkpoint", resume=resume,
+        )  # fmt: skip
+        with atomic_path(path) as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+        shutil.rmtree(target / "relu-checkpoint", ignore_errors=True)
+    load_weights(model, path)
+    return model.cpu().eval()
+
+
+def load_splits(config: PipelineConfig, device: str = "cpu") -> Splits:
+    """The data of a pipeline, with the batches of a named set on ``device``.
 
     Raises:
         ConfigError: It names none.
@@ -67,7 +104,7 @@ def load_splits(config: PipelineConfig) -> Splits:
             "The pipeline names no data.",
             fix="Write data: {name: digits}, or call autorep_fx.transform in Python.",
         )
-    return load_data(config.data, config.seed)
+    return load_data(config.data, config.seed, device)
 
 
 @dataclass(frozen=True)

@@ -51,17 +51,22 @@ class TrainingProgress:
 
     def callbacks(self, name: str) -> tuple[Callback, ...]:
         """Callbacks for :func:`autorep_fx.transform` that move a bar of their own."""
-        task: TaskID | None = None
+        tasks: dict[bool, TaskID] = {}  # one for the ReLU model, if it is trained too
         metric = ""
 
         def update(point: Point) -> None:
-            nonlocal task, metric
-            if task is None:
-                task = self._bars.add_task(name, total=point.steps, state="")
+            nonlocal metric
+            base = point.phase == "base"
+            if base not in tasks:
+                metric = ""
+                tasks[base] = self._bars.add_task("ReLU model" if base else name, total=point.steps, state="")
+            task = tasks[base]
             if point.metric is not None:
                 metric = f" metric {point.metric:.4f}"
-            state = f"loss {point.loss:.3f}{metric} kept {point.kept:,} / {point.allowed:,}"
-            if point.step == point.steps:
+            state = f"loss {point.loss:.3f}{metric}"
+            if not base:
+                state += f" kept {point.kept:,} / {point.allowed:,}"
+            if point.step == point.steps and not base:
                 state += ", compiling and exporting"
             self._bars.update(task, completed=point.step, state=state)
 

@@ -157,7 +157,7 @@ def prepare(
         ConfigError: Settings do not fit the model.
     """
     settings = parse_config(config)
-    inputs = ExampleInputs.of(example_inputs)
+    inputs = ExampleInputs.of(example_inputs).beside(model)
     wanted = Budget.parse(budget)
     canonical, notes = select_sites(model, inputs, settings)
     numeric = settings.verification == "numeric"

@@ -7,7 +7,6 @@ __all__ = ["cifar"]
 import io
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from autorep_fx.models_zoo._images import ImageData, Split, channel_statistics, normalise, stratified_parts
+from autorep_fx.models_zoo._decode import decode, decode_all
+from autorep_fx.models_zoo._images import ImageData, Split, channel_statistics, stratified_parts
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
@@ -30,8 +30,8 @@ class _Part(NamedTuple):
     classes: tuple[str, ...] | None
 
 
-def cifar(folder: str | Path, *, validation: int = 5000, seed: int = 0, limit: int | None = None) -> ImageData:
-    """Read `train-*.parquet` and `test-*.parquet`, float32 (N, 3, 32, 32).
+def cifar(folder: str | Path, *, validation: int = 5000, seed: int = 0, limit: int | None = None) -> ImageData[Split]:
+    """Read `train-*.parquet` and `test-*.parquet`, (N, 3, 32, 32), kept in memory as uint8.
 
     Each file has a column `img` or `image`, a struct with the encoded image in `bytes`, and a column `label`
     or `fine_label`. Images are normalised per channel with the training part's mean and deviation. Needs the
@@ -60,15 +60,12 @@ def cifar(folder: str | Path, *, validation: int = 5000, seed: int = 0, limit: i
         raise ValueError(f"validation={validation} leaves nothing of {len(fit.labels)} images to train on.")
     test = _read(shards["test"], limit)
     held_out, kept = stratified_parts(fit.labels, (validation,), seed)
-    mean, deviation = channel_statistics(fit.images[kept])
-
-    def part(images: torch.Tensor, labels: torch.Tensor) -> Split:
-        return Split(normalise(images, mean, deviation), labels)
-
+    images = fit.images[kept]
+    statistics = channel_statistics(images)
     return ImageData(
-        part(fit.images[kept], fit.labels[kept]),
-        part(fit.images[held_out], fit.labels[held_out]),
-        part(test.images, test.labels),
+        Split(images, fit.labels[kept], statistics),
+        Split(fit.images[held_out], fit.labels[held_out], statistics),
+        Split(test.images, test.labels, statistics),
         fit.classes or _default_classes(torch.cat([fit.labels, test.labels])),
     )
 
@@ -157,31 +154,10 @@ def _default_classes(labels: torch.Tensor) -> tuple[str, ...]:
 
 
 def _decode_all(encoded: Sequence[bytes | None], origin: Sequence[str]) -> torch.Tensor:
-    """Decode into one uint8 tensor (N, 3, H, W), with threads, because the decoder releases the lock."""
-    first = _decode(encoded[0], origin[0])
-    images = np.empty((len(encoded), 3, *first.shape[:2]), dtype=np.uint8)
+    def load(row: int) -> npt.NDArray[np.uint8]:
+        data = encoded[row]
+        if not data:
+            raise ValueError(f"The image in {origin[row]} is empty.")
+        return decode(io.BytesIO(data), origin[row])
 
-    def fill(row: int) -> None:
-        image = _decode(encoded[row], origin[row])
-        if image.shape != first.shape:
-            raise ValueError(f"{origin[row]} is {image.shape[:2]} pixels, the first image {first.shape[:2]}.")
-        images[row] = image.transpose(2, 0, 1)
-
-    with ThreadPoolExecutor() as pool:
-        for _ in pool.map(fill, range(len(encoded))):
-            pass
-    return torch.from_numpy(images)
-
-
-def _decode(data: bytes | None, origin: str) -> npt.NDArray[np.uint8]:
-    """Return an encoded image as RGB (H, W, 3)."""
-    from PIL import Image
-
-    if not data:
-        raise ValueError(f"The image in {origin} is empty.")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels: npt.NDArray[np.uint8] = np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"The image in {origin} cannot be decoded: {error}") from error
-    return pixels
+    return decode_all(len(encoded), load, origin.__getitem__)

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the two things every reader does: split by class, normalise."""
+"""Labelled images, and the two things every reader does: split by class, normalise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ __all__ = ["ImageData", "Split", "channel_statistics", "normalise", "stratified_
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,27 +14,48 @@ import torch
 
 @dataclass(frozen=True)
 class Split:
-    """Samples and their labels.
+    """Samples in memory, and their labels.
 
     Attributes:
-        x: Images, float32 (N, C, H, W).
+        images: Float32 (N, C, H, W) as a model takes them; or uint8, a quarter of the memory, which `statistics`
+            normalise when a batch is taken.
         y: Class indices, int64 (N,).
+        statistics: Mean and deviation per channel, both (C,), of images in uint8.
     """
 
-    x: torch.Tensor
+    images: torch.Tensor
     y: torch.Tensor
+    statistics: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"x and y must be equally long, got {len(self.x)} images, {len(self.y)} labels.")
+        if len(self.images) != len(self.y):
+            raise ValueError(f"x and y must be equally long, got {len(self.images)} images, {len(self.y)} labels.")
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.images)
+
+    @property
+    def x(self) -> torch.Tensor:
+        """All images as a model takes them, float32 (N, C, H, W); a new copy of those in uint8."""
+        return self.images if self.statistics is None else normalise(self.images, *self.statistics)
+
+    def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the normalised samples and the labels at `indices`, which may be on another device."""
+        indices = indices.to(self.y.device)
+        part = Split(self.images[indices], self.y[indices], self.statistics)
+        return part.x, part.y
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same samples on another device."""
+        return Split(self.images.to(device), self.y.to(device), self.statistics)
+
+
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """A data set in three disjoint parts, normalised with the statistics of `train`.
+class ImageData(Generic[PartT]):
+    """A data set in three disjoint parts, each in memory (`Split`) or in files (`Files`).
 
     Attributes:
         train: What weights are fitted to.
@@ -42,9 +64,9 @@ class ImageData:
         classes: Name of each class index.
     """
 
-    train: Split
-    validation: Split
-    test: Split
+    train: PartT
+    validation: PartT
+    test: PartT
     classes: tuple[str, ...]
 
 
@@ -92,5 +114,5 @@ def channel_statistics(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
     """Return (images − mean) / deviation per channel as float32 (N, C, H, W)."""
-    shape = (1, -1, 1, 1)
-    return images.to(torch.float32).sub_(mean.float().view(shape)).div_(deviation.float().view(shape))
+    mean, deviation = (value.to(images.device, torch.float32).view(1, -1, 1, 1) for value in (mean, deviation))
+    return images.to(torch.float32).sub_(mean).div_(deviation)

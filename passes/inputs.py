@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import DataError, NonFiniteError
@@ -133,6 +133,11 @@ class ExampleInputs:
 
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), move)
         return ExampleInputs(args, kwargs)
+
+    def beside(self, module: object) -> ExampleInputs:
+        """The same inputs on the device of a module's weights; unchanged for anything that has none."""
+        held = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+        return self.to(device=held[0].device) if held else self
 
     def call(self, module: Callable[..., Any]) -> Any:
         """Call ``module`` with these arguments."""

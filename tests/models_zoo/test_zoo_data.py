@@ -5,8 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autorep_fx.models_zoo._images import channel_statistics, stratified_parts
-from autorep_fx.models_zoo.data import Batches, ImageData, Split, crop_flip, digits, random_shift
+from autorep_fx.models_zoo._augment import crop_boxes
+from autorep_fx.models_zoo._images import channel_statistics, normalise, stratified_parts
+from autorep_fx.models_zoo.data import (
+    Batches,
+    ImageData,
+    Split,
+    compose,
+    crop_flip,
+    cutout,
+    digits,
+    flip,
+    random_shift,
+    resized_crop,
+)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +171,56 @@ def test_batches_resume(data: ImageData) -> None:
         assert torch.equal(y, y2)
 
 
+def test_batches_resume_in_the_middle_of_an_epoch(data: ImageData) -> None:
+    """From after any batch: the rest of the epoch, then the next one, augmentation included."""
+    make = lambda: Batches(data.validation, 100, seed=4, augment=compose(random_shift(1), cutout(3)))  # noqa: E731
+    reference = make()
+    expected = [*reference, *reference]
+    run = make()
+    assert run.state_dict() == {"epoch": 0, "batch": 0}
+    states = [run.state_dict() for _ in (0, 1) for _ in run]
+    assert states[3:5] == [{"epoch": 1, "batch": 0}, {"epoch": 1, "batch": 1}]
+    for given, state in enumerate(states[:-1], 1):
+        resumed = make()
+        resumed.load_state_dict(state)
+        rest = [*resumed, *resumed][: len(expected) - given]
+        for (x, y), (x2, y2) in zip(expected[given:], rest, strict=True):
+            assert torch.equal(x, x2)
+            assert torch.equal(y, y2)
+
+
+def test_states_of_other_data_are_refused() -> None:
+    """A batch that the epoch does not have; a state without one, as earlier versions saved it, is the epoch's start."""
+    batches = Batches(numbered(20), 6)
+    with pytest.raises(ValueError, match="batch must be one of the 4 of an epoch, got 4"):
+        batches.load_state_dict({"epoch": 0, "batch": 4})
+    batches.load_state_dict({"epoch": 2})
+    assert batches.state_dict() == {"epoch": 2, "batch": 0}
+
+
+def test_uint8_is_normalised_as_a_batch_is_taken(data: ImageData) -> None:
+    """A quarter of the memory, and the same values bit for bit as normalising all of it at once."""
+    images = torch.randint(0, 256, (50, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, deviation = channel_statistics(images)
+    stored = Split(images, torch.arange(50), (mean, deviation))
+    floating = Split(normalise(images, mean, deviation), torch.arange(50))
+    for (x, y), (x2, y2) in zip(
+        *(Batches(split, 8, seed=1, augment=crop_flip(2)) for split in (stored, floating)), strict=True
+    ):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    assert data.train.x is data.train.images  # what is floating-point already is not copied
+
+
+def test_batches_move_to_a_device(data: ImageData) -> None:
+    """The split goes there, whole; the draws stay on the CPU."""
+    batches = Batches(data.validation, 100, augment=crop_flip(1)).to("meta")
+    assert batches.split.images.device.type == batches.split.y.device.type == "meta"
+    x, y = next(iter(batches))
+    assert x.shape == (100, 1, 8, 8)
+    assert x.device.type == y.device.type == "meta"
+
+
 def test_batches_ignore_the_global_generator() -> None:
     """Draws elsewhere in the program change nothing, and batches draw nothing from the global stream."""
     batches = Batches(numbered(20), 5, augment=random_shift(0))
@@ -196,7 +258,13 @@ def test_negative_epoch() -> None:
         Batches(numbered(8), 2).set_epoch(-1)
 
 
-@pytest.mark.parametrize("augment", [random_shift(2), crop_flip(), crop_flip(0)], ids=["shift", "crop", "flip"])
+AUGMENTS = {
+    "shift": random_shift(2), "crop_flip": crop_flip(), "flip": flip(), "cutout": cutout(3),
+    "resized_crop": resized_crop(), "all": compose(resized_crop(), flip(), cutout(2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
 def test_augmentation_contract(augment: object) -> None:
     """Augmentation keeps shape and dtype, leaves its input alone, and is decided by the generator."""
     assert callable(augment)
@@ -209,6 +277,18 @@ def test_augmentation_contract(augment: object) -> None:
     assert results[0].is_contiguous()
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("augment", AUGMENTS.values(), ids=AUGMENTS)
+def test_augmentation_draws_by_the_shape_alone(augment: object) -> None:
+    """Without values the same numbers are drawn, so that a batch can be skipped."""
+    assert callable(augment)
+    states = []
+    for x in (torch.rand(5, 3, 8, 6), torch.empty(5, 3, 8, 6, device="meta")):
+        generator = torch.Generator().manual_seed(3)
+        assert augment(x, generator).shape == x.shape
+        states.append(generator.get_state())
+    assert torch.equal(*states)
 
 
 def test_random_shift_moves_each_sample_by_whole_pixels() -> None:
@@ -237,7 +317,52 @@ def test_flip_mirrors_about_half() -> None:
     assert 150 < int(mirrored.sum()) < 250
 
 
-@pytest.mark.parametrize(("make", "name"), [(random_shift, "pixels"), (crop_flip, "padding")])
+def test_cutout_hides_one_square() -> None:
+    """At most 3×3 of each sample, in all channels, less where it lies over the border; any pixel can be hidden."""
+    hidden = cutout(3)(torch.ones(400, 2, 6, 7), torch.Generator().manual_seed(0)) == 0
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    count = hidden[:, 0].sum((1, 2))
+    assert set(count.tolist()) == {4, 6, 9}
+    assert torch.equal(count, hidden[:, 0].any(2).sum(1) * hidden[:, 0].any(1).sum(1))
+    assert bool(hidden.any(0).all())
+
+
+def test_cutout_of_nothing() -> None:
+    """A square of 0 pixels leaves everything."""
+    x = torch.ones(4, 1, 5, 5)
+    assert torch.equal(cutout(0)(x, torch.Generator().manual_seed(0)), x)
+
+
+def test_resized_crop_takes_a_part_and_stretches_it() -> None:
+    """Of a ramp along W each result is a ramp within it, and the share of the area is 8 % to 100 %."""
+    ramp = torch.arange(32.0).expand(300, 1, 32, 32).contiguous()
+    out = resized_crop()(ramp, torch.Generator().manual_seed(0))
+    assert float(out.min()) >= 0
+    assert float(out.max()) <= 31
+    assert bool((out.diff(dim=3) >= -1e-4).all())
+    steps = out[:, 0, :, 8:24].diff(dim=2)  # away from the border, which is repeated
+    torch.testing.assert_close(steps, steps.mean((1, 2), keepdim=True).expand_as(steps), rtol=0, atol=1e-3)
+    shares = steps.mean((1, 2))
+    assert (0.08 * 3 / 4) ** 0.5 - 1e-3 < float(shares.min()) < 0.4
+    assert 0.9 < float(shares.max()) <= 1 + 1e-3
+
+
+def test_resized_crop_of_everything_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the box that is the image, the sampling grid is the pixels."""
+    box = torch.tensor([[0.0, 0.0, 6.0, 5.0]])
+    monkeypatch.setattr("autorep_fx.models_zoo._augment.crop_boxes", lambda count, *_: box.expand(count, 4))
+    x = torch.rand(3, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resized_crop()(x, torch.Generator()), x, rtol=0, atol=1e-5)
+
+
+def test_crop_boxes_lie_inside() -> None:
+    """Also in images much longer than wide, where the box is cut."""
+    left, top, width, height = crop_boxes(1000, 200, 50, torch.Generator().manual_seed(0)).unbind(1)
+    assert bool((left >= 0).all()) and bool((top >= 0).all())
+    assert bool((left + width <= 50 + 1e-3).all()) and bool((top + height <= 200 + 1e-3).all())
+
+
+@pytest.mark.parametrize(("make", "name"), [(random_shift, "pixels"), (crop_flip, "padding"), (cutout, "pixels")])
 def test_augmentation_refuses_negative(make: object, name: str) -> None:
     """A negative distance is refused when the augmentation is made."""
     assert callable(make)
