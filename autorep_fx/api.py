@@ -105,7 +105,8 @@ def transform(
     place, objective = resolve_device(device), Objective(loss, metric, forward)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        inputs = ExampleInputs.of(_first_inputs(data) if example_inputs is None else example_inputs)
+        given = _first_inputs(data) if example_inputs is None else example_inputs
+        inputs = ExampleInputs.of(given, settings.capture, getattr(model, "forward", None))
         gated = prepare(model, wanted, example_inputs=inputs, config=settings)
         history: Sequence[Progress] = ()
         if data is None:
@@ -163,10 +164,11 @@ def _differences(gated: GatedModel) -> list[str]:
     return [f"training was not the model's own: {text}" for text in gated.network.training_differences]
 
 
-def _first_inputs(data: Iterable[Any] | None) -> ExampleInputs:
+def _first_inputs(data: Iterable[Any] | None) -> Any:
     set_epoch(data, 0)
     for batch in () if data is None else data:
-        return split_batch(batch)[0]
+        first = split_batch(batch)[0]
+        return dict(first.kwargs) or first.args
     raise DataError("data holds no batch.", fix="Pass data with at least one batch.")
 
 

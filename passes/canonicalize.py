@@ -21,7 +21,7 @@ from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.kinds import ActivationKind
 from autorep_fx.passes.channel_axis import channel_axis
 from autorep_fx.passes.duplicates import merge_duplicates
-from autorep_fx.passes.graphs import SITE_KEY, finish, samples_shape, site_nodes
+from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, finish, samples_shape, site_nodes
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.source import location, owners, scope
 from autorep_fx.passes.spellings import unify_spellings
@@ -115,6 +115,8 @@ def _check_gateable(node: fx.Node, site: Site, kind: ActivationKind) -> Site:
     # A parameter per channel says which axis has the channels.
     by_parameter = any(value.meta["val"].numel() > 1 for value in parameters)
     axis = 1 if by_parameter else channel_axis(node)
+    if axis in node.meta.get(FREE_AXES, ()):
+        return replace(site, shape=shape).declined("its channels vary with the height or width of the input")
     return replace(site, shape=shape, channel_axis=max(axis - 1, 0) if len(shape) > 1 else 0)
 
 

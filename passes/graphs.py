@@ -20,6 +20,8 @@ _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 #: The one key under which a node carries its :class:`Site`.
 SITE_KEY = "site"
+#: The key under which a node carries the axes of its tensor whose sizes vary with the height and width of an input.
+FREE_AXES = "free_axes"
 
 
 def aten_name(node: fx.Node) -> str:
