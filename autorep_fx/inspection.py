@@ -126,7 +126,10 @@ class Inspection:
             site.name, site.kind, "×".join(map(str, site.shape)), f"{site.elements:,}", f"{site.comparisons:,}",
             str(self.graph.levels[site.name]), str(self.graph.depths[site.name]),
             "" if low is None else f"{low:.3g} … {high:.3g}", site.source or "",
-            "" if site.gateable else f"fixed: {site.reason}",
+            "; ".join(
+                [*([] if site.gateable else [f"fixed: {site.reason}"]),
+                 *([f"also {', '.join(site.merged)}"] if site.merged else [])]
+            ),
         )  # fmt: skip
 
     def _floor_lines(self) -> list[str]:
