@@ -401,3 +401,23 @@ def test_settings_survive_a_file() -> None:
     """Positions become texts, and everything reads back."""
     config = TransformConfig.model_validate({"capture": {"batch_dims": {0: 0, "table": None}, "dynamic_batch": False}})
     assert TransformConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_activations_of_single_samples_are_fixed(batch: int, tmp_path: Path) -> None:
+    """With a fixed batch, Python that runs over it has sites without a batch axis: they are counted, and not gated."""
+    model = Call(lambda y: torch.stack([F.relu(y[i] - 1).mean((1, 2)) for i in range(int(y.shape[0]))]))
+    compiled = autorep_fx.transform(model, "50%", example_inputs=noise(batch, 3, 8, 8), config=FIXED)
+    first, *others = compiled.sites
+    assert first.gateable
+    assert first.comparisons == 256
+    assert [(s.gateable, s.comparisons) for s in others] == [(False, 256)] * batch
+    assert compiled.export(tmp_path / "m.onnx").comparisons == compiled.comparisons == 128 + 256 * batch
+
+
+def test_an_activation_of_the_mean_over_the_batch_is_fixed() -> None:
+    """It has no batch axis; that samples influence one another is a problem of its own."""
+    found = autorep_fx.inspect(Call(lambda y: y - F.relu(y.mean(0))), noise(4, 3, 8, 8))
+    assert [site.comparisons for site in found.sites] == [256, 256]
+    assert [site.gateable for site in found.sites] == [True, False]
+    assert found.problems == ("outputs of one sample depend on the other samples of its batch",)
