@@ -100,15 +100,16 @@ def _request(
         check_free(target, resume)
     if data is not None and isinstance(model, nn.Module):
         check_trainable(model)
-    inputs = ExampleInputs.of(_first_inputs(data) if example_inputs is None else example_inputs)
-    place = resolve_device(device)
-    return Request(
-        model, inputs, settings, Objective(loss, metric, forward), data, val_data, seed, place, tuple(callbacks)
-    ), target
+    given = _first_inputs(data) if example_inputs is None else example_inputs
+    inputs = ExampleInputs.of(given, settings.capture, getattr(model, "forward", None))
+    objective, place = Objective(loss, metric, forward), resolve_device(device)
+    request = Request(model, inputs, settings, objective, data, val_data, seed, place, tuple(callbacks))
+    return request, target
 
 
-def _first_inputs(data: Iterable[Any] | None) -> ExampleInputs:
+def _first_inputs(data: Iterable[Any] | None) -> Any:
     set_epoch(data, 0)
     for batch in () if data is None else data:
-        return split_batch(batch)[0]
+        first = split_batch(batch)[0]
+        return dict(first.kwargs) or first.args
     raise DataError("data holds no batch.", fix="Pass data with at least one batch.")

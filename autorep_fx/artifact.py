@@ -80,7 +80,8 @@ def load(folder: Path | str, model: nn.Module | None = None, *, example_inputs: 
     plan = Plan.load(folder)
     check_files(folder)
     config = _settings(folder)
-    inputs = ExampleInputs.of(_zeros(folder) if example_inputs is None else example_inputs)
+    given = _zeros(folder) if example_inputs is None else example_inputs
+    inputs = ExampleInputs.of(given, config.capture, getattr(model, "forward", None))
     canonical, _ = select_sites(model, inputs, config, verification="structure")
     _check_same_model(plan, canonical)
     found = fingerprint(canonical)

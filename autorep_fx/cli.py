@@ -163,9 +163,11 @@ def verify(model: Annotated[Path, typer.Argument(help="A model.onnx that autorep
     from autorep_fx.export.verify import verify as run
 
     result = run(model / "model.onnx" if model.is_dir() else model)
+    sizes = "".join(", of " + ", ".join("×".join(map(str, shape)) for shape in case) for case in result.sizes)
+    sizes = f" of the example's size{sizes}" if sizes else ""
     _console.print(
         f"{model}: {result.comparisons:,} comparisons; equals torch within {result.largest_difference:.1e} of the "
-        f"output scale at batches {', '.join(map(str, result.batches))}, optimiser off and on",
+        f"output scale at batches {', '.join(map(str, result.batches))}{sizes}, optimiser off and on",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from autorep_fx.config_sections import (
     BaseConfig,
     BudgetField,
     CalibrationConfig,
+    CaptureConfig,
     CheckpointConfig,
     ExecutionConfig,
     ExportConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "AugmentConfig",
     "BaseConfig",
     "CalibrationConfig",
+    "CaptureConfig",
     "CheckpointConfig",
     "DataConfig",
     "ExecutionConfig",
@@ -102,6 +104,7 @@ def _default_stages() -> tuple[StageConfig, ...]:
 class TransformConfig(Section):
     """Everything that decides how a model is transformed, except the model, the data and the budget."""
 
+    capture: CaptureConfig = CaptureConfig()
     gates: GatesConfig = GatesConfig()
     polynomials: PolynomialsConfig = PolynomialsConfig()
     calibration: CalibrationConfig = CalibrationConfig()
@@ -136,6 +139,18 @@ class TransformConfig(Section):
         missing = [name for name in STAGES if name not in names and name not in OPTIONAL_STAGES]
         if missing:
             raise ValueError(f"The stages {', '.join(missing)} cannot be left out.")
+        return self
+
+    @model_validator(mode="after")
+    def _no_elements_of_free_sizes(self) -> TransformConfig:
+        places = ["gates.granularity"] if self.gates.granularity == "element" else []
+        places += [f"sites.{name}.granularity" for name, site in self.sites.items() if site.granularity == "element"]
+        if self.capture.dynamic_size and places:
+            raise ValueError(
+                f"capture.dynamic_size and element gates ({', '.join(places)}) contradict each other: which elements "
+                "are kept is decided at one height and width. Set gates: {granularity: channel} (or site), or leave "
+                "capture.dynamic_size off."
+            )
         return self
 
     def has_stage(self, name: str) -> bool:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from autorep_fx.budget import Budget
 from autorep_fx.errors import BudgetError
@@ -13,6 +23,7 @@ __all__ = [
     "BaseConfig",
     "BudgetField",
     "CalibrationConfig",
+    "CaptureConfig",
     "CheckpointConfig",
     "ExecutionConfig",
     "ExportConfig",
@@ -34,6 +45,36 @@ class Section(BaseModel):
     """Base of all sections: immutable, unknown keys and infinite numbers refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+class CaptureConfig(Section):
+    """What of the inputs' shapes may vary."""
+
+    dynamic_size: bool = Field(
+        False, description="Other heights and widths than the example's: axes 2 and 3 of batched 4-D float inputs."
+    )
+    dynamic_batch: bool = Field(True, description="Any batch; false fixes the batch to that of the example.")
+    batch_dims: dict[str, int | None] = Field(
+        {},
+        description="Input name or position → 0 where axis 0 is the batch, null where the input has none. By default "
+        "axis 0 is the batch where it has the size of the first input's.",
+    )
+
+    @field_validator("batch_dims", mode="before")
+    @classmethod
+    def _positions(cls, value: Any) -> Any:
+        return {str(key): axis for key, axis in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("batch_dims")
+    @classmethod
+    def _first(cls, value: dict[str, int | None]) -> dict[str, int | None]:
+        for name, axis in value.items():
+            if axis not in (0, None):
+                raise ValueError(
+                    f"The batch of input {name!r} is on axis {axis}, and only axis 0 is supported: wrap the model in "
+                    f"a module that takes (N, ...) and transposes it, x.transpose(0, {axis})"
+                )
+        return value
 
 
 class GatesConfig(Section):

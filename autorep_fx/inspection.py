@@ -17,6 +17,7 @@ from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.site_graph import build_site_graph, site_ranges
+from autorep_fx.passes.sizes import shape_notes
 from autorep_fx.sites import ChannelGroup, Site, SiteGraph, fixed_comparisons, gateable_comparisons
 from autorep_fx.stages import select_sites
 
@@ -40,6 +41,7 @@ class Inspection:
         not_replaced: Calls of what is neither polynomial nor a comparison, such as ``layer_norm`` and ``softmax``, by
             name: they stay as they are, and secure protocols compute them besides the comparisons.
         training_differences: What the captured model does otherwise than the model in training.
+        notes: What of the shapes is free or fixed, where settings say so, and at which size all is counted.
     """
 
     sites: tuple[Site, ...]
@@ -47,6 +49,7 @@ class Inspection:
     problems: tuple[str, ...] = ()
     not_replaced: Mapping[str, int] = field(default_factory=dict)
     training_differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def gateable(self) -> int:
@@ -85,6 +88,7 @@ class Inspection:
             "floor": {kind: {"comparisons": n, "share": self.share(n)} for kind, n in self.floor.items()},
             "not_replaced": dict(self.not_replaced),
             "problems": list(self.problems), "training_differences": list(self.training_differences),
+            "notes": list(self.notes),
             "sites": [self._site_json(site) for site in self.sites],
             "edges": [list(edge) for edge in self.graph.graph.edges],
             "channel_groups": [
@@ -113,6 +117,7 @@ class Inspection:
         )
         lines += [*self._floor_lines(), *self._group_lines()]
         lines += [f"in training: {text}" for text in self.training_differences]
+        lines += [f"note: {text}" for text in self.notes]
         return "\n".join(lines + [f"problem: {text}" for text in self.problems])
 
     def _row(self, site: Site) -> tuple[str, ...]:
@@ -121,7 +126,10 @@ class Inspection:
             site.name, site.kind, "×".join(map(str, site.shape)), f"{site.elements:,}", f"{site.comparisons:,}",
             str(self.graph.levels[site.name]), str(self.graph.depths[site.name]),
             "" if low is None else f"{low:.3g} … {high:.3g}", site.source or "",
-            "" if site.gateable else f"fixed: {site.reason}",
+            "; ".join(
+                [*([] if site.gateable else [f"fixed: {site.reason}"]),
+                 *([f"also {', '.join(site.merged)}"] if site.merged else [])]
+            ),
         )  # fmt: skip
 
     def _floor_lines(self) -> list[str]:
@@ -179,14 +187,18 @@ def inspect(
         DataError: The model cannot take the example inputs.
         ConfigError: The settings do not fit the model.
     """
-    inputs = ExampleInputs.of(example_inputs)
-    module, _ = select_sites(model, inputs, parse_config(config))
+    settings = parse_config(config)
+    inputs = ExampleInputs.of(example_inputs, settings.capture, getattr(model, "forward", None))
+    module, _ = select_sites(model, inputs, settings)
     sites = sites_of(module)
     problems = export_obstacles(module, inputs)
     if not any(site.gateable for site in sites):
         problems.append("there is no activation that gates could replace")
     graph = build_site_graph(module, ranges=site_ranges(module, inputs))
-    return Inspection(sites, graph, tuple(problems), _not_replaced(module), module.training_differences)
+    return Inspection(
+        sites, graph, tuple(problems), _not_replaced(module), module.training_differences,
+        tuple(shape_notes(module, inputs)),
+    )  # fmt: skip
 
 
 def _not_replaced(module: fx.GraphModule) -> dict[str, int]:

@@ -67,7 +67,7 @@ def lower(gated: GatedModel, *, title: str = "model", consume: bool = False) -> 
     if verification != "off":
         _check_lowered(module, plan)
     if verification == "numeric":
-        check_equal("lower", module, gated, inputs, tolerance_of(module))
+        check_equal("lower", module, gated, inputs, tolerance_of(module), sizes=module.sizes)
     return Compiled(
         module, plan, weights, gated.example.to(device="cpu"), gated.config, gated.sites,
         polynomials=polynomials, warnings=warnings, title=title,

@@ -19,7 +19,7 @@ def matching(pattern: str, sites: Sequence[Site], *, first: str = "name") -> lis
     ``name:``, ``kind:`` and ``class:`` before the pattern say what it is compared with: the site's name, its kind, or
     the class of a module around the call, bare (``SqueezeExcite``) or qualified (``timm.layers.SqueezeExcite``).
     Without, these are tried in that order, and the first that gives a site decides. All of them take globs
-    (``layer1.*``).
+    (``layer1.*``). What matches nothing else may be the name of a call that was merged into a site.
 
     Args:
         pattern: The pattern.
@@ -28,12 +28,12 @@ def matching(pattern: str, sites: Sequence[Site], *, first: str = "name") -> lis
     """
     by, colon, rest = pattern.partition(":")
     if colon and by in _BY:
-        return _select(by, rest, sites)
+        return _select(by, rest, sites) or (_select("merged", rest, sites) if by == "name" else [])
     for by in sorted(_BY, key=lambda name: name != first):
         found = _select(by, pattern, sites)
         if found:
             return found
-    return []
+    return _select("merged", pattern, sites)
 
 
 def no_match(pattern: str, sites: Sequence[Site]) -> str:
@@ -53,4 +53,6 @@ def _texts(by: str, site: Site) -> tuple[str, ...]:
         return (site.name,)
     if by == "kind":
         return (site.kind,)
+    if by == "merged":
+        return site.merged
     return tuple(text for owner in site.owners for text in (owner, owner.rpartition(".")[2]))

@@ -25,6 +25,7 @@ class Site:
         reason: Why it is not gated (it is *fixed*); None for a gateable site.
         total: Nominal comparisons for one sample, where they are no multiple of the elements (softmax); else None.
         owners: Qualified class names of the modules around the call, the outermost first.
+        merged: Names of other calls that compared the same value, which this one now stands for.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Site:
     reason: str | None = None
     total: int | None = None
     owners: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from autorep_fx.compiled import Compiled
 from autorep_fx.config import DEFAULT_PASSES, PassConfig, TransformConfig
 from autorep_fx.config_io import parse_config
 from autorep_fx.cost import resolve
-from autorep_fx.errors import InvariantError
+from autorep_fx.errors import DataError, InvariantError, UnsupportedModelError
 from autorep_fx.export.verify import Verification
 from autorep_fx.lowering import lower, require_projected
 from autorep_fx.passes.capture import capture_graph
@@ -28,6 +28,7 @@ from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
 from autorep_fx.passes.site_settings import SiteSettingsPass
+from autorep_fx.passes.sizes import at_sizes, other_sizes, shape_notes
 from autorep_fx.passes.stages import check_canonical, check_captured, check_equal, tolerance_of
 from autorep_fx.passes.substitute import SubstitutePass
 from autorep_fx.passes.training_differences import training_differences
@@ -43,8 +44,9 @@ logger = logging.getLogger(__name__)
 
 
 def capture(
-    model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *, verification: str = "numeric"
-) -> CapturedModule:
+    model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *, verification: str = "numeric",
+    config: TransformConfig | Mapping[str, Any] | None = None,
+) -> CapturedModule:  # fmt: skip
     """Capture a model; true afterwards: a functional ATen graph with a dynamic batch that equals the model in eval.
 
     What it does otherwise in training is found out too: :attr:`CapturedModule.training_differences`.
@@ -52,24 +54,46 @@ def capture(
     Args:
         model: The trained model, or an exported program with a dynamic batch; it is copied, never changed.
         example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments.
-        verification: ``structure``, ``numeric`` (outputs compared at batches 2 and 3, and in training) or ``off``.
+        verification: ``structure``, ``numeric`` (outputs compared at batches 2 and 3, at other sizes where they are
+            free, and in training) or ``off``.
+        config: Settings, of which ``capture`` says what of the inputs' shapes may vary.
 
     Raises:
         UnsupportedModelError: It cannot be captured; every obstacle is listed.
         DataError: The model cannot take the example inputs.
         InvariantError: The captured graph differs from the model.
     """
-    inputs = ExampleInputs.of(example_inputs)
+    inputs = ExampleInputs.of(example_inputs, parse_config(config).capture, getattr(model, "forward", None))
     captured = capture_graph(model, inputs)
     if verification != "off":
         check_captured(captured)
     if verification == "numeric" and is_exported(model):
-        check_equal("capture", captured, module_of(model), inputs, tolerance_of(captured))
+        _check_as_model(captured, module_of(model), inputs)
     elif verification == "numeric" and not isinstance(model, CapturedModule):
         assert isinstance(model, nn.Module)
-        check_equal("capture", captured, copy.deepcopy(model).eval(), inputs, tolerance_of(captured))
+        _check_as_model(captured, copy.deepcopy(model).eval(), inputs)
         captured.training_differences = tuple(training_differences(model, captured, inputs))
     return captured
+
+
+def _check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> None:
+    """Compare a captured module with the model, at other sizes too where these are to be free.
+
+    Raises:
+        UnsupportedModelError: The model takes no other sizes than the example's.
+        InvariantError: The two differ.
+    """
+    for values in other_sizes(captured.sizes):
+        try:
+            at_sizes(inputs, captured.sizes, values).try_on(model)
+        except DataError as error:
+            chosen = ", ".join(f"{name} {size}" for name, size in values.items())
+            raise UnsupportedModelError(
+                [f"the model itself takes no other height and width: at {chosen}: {error.what}"],
+                fix="Pool to a fixed number of values before a linear layer (nn.AdaptiveAvgPool2d(1)), or leave "
+                "capture: {dynamic_size} off.",
+            ) from error
+    check_equal("capture", captured, model, inputs, tolerance_of(captured), sizes=captured.sizes)
 
 
 def canonicalize(
@@ -94,7 +118,8 @@ def canonicalize(
     if verification != "off":
         check_canonical(captured)
     if numeric:
-        check_equal("canonicalize", captured, before, ExampleInputs.of(example_inputs), tolerance_of(captured))
+        inputs = ExampleInputs.of(example_inputs)
+        check_equal("canonicalize", captured, before, inputs, tolerance_of(captured), sizes=captured.sizes)
     return captured
 
 
@@ -157,7 +182,7 @@ def prepare(
         ConfigError: Settings do not fit the model.
     """
     settings = parse_config(config)
-    inputs = ExampleInputs.of(example_inputs).beside(model)
+    inputs = ExampleInputs.of(example_inputs, settings.capture, getattr(model, "forward", None)).beside(model)
     wanted = Budget.parse(budget)
     canonical, notes = select_sites(model, inputs, settings)
     numeric = settings.verification == "numeric"
@@ -166,9 +191,9 @@ def prepare(
     allowance = resolve(wanted, sites_of(canonical))  # a budget that cannot be met is told before gates are made
     InsertGatesPass(settings)(canonical)
     gated = GatedModel(canonical, allowance, settings, inputs, fingerprint=digest)
-    gated.notes = notes
+    gated.notes = [*notes, *shape_notes(canonical, inputs)]
     if numeric and not any(gate.pinned == "replaced" for gate in gated.gates.values()):
-        check_equal("prepare", gated, before, inputs, 0.0)
+        check_equal("prepare", gated, before, inputs, 0.0, sizes=canonical.sizes)
     return gated
 
 

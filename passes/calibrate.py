@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import NonFiniteError
 from autorep_fx.gates import GatedActivation
@@ -112,11 +111,11 @@ def _within(values: Tensor, limit: float) -> bool:
 
 def _with_probes(inputs: ExampleInputs, *, noise: bool) -> ExampleInputs:
     """The samples followed by the probes, in one batch."""
-    generator, count, size = torch.Generator().manual_seed(0), min(_PROBES, inputs.size), inputs.size
+    if inputs.fixed_batch:  # there is no room for any
+        return inputs
+    generator, count = torch.Generator().manual_seed(0), min(_PROBES, inputs.size)
 
-    def extend(value: object) -> object:
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != size:
-            return value
+    def extend(value: Tensor) -> Tensor:
         if not value.is_floating_point():
             return torch.cat([value, *[value[:count]] * (1 + noise)])
         mean, std = value.mean(), value.std(correction=0)
@@ -125,5 +124,4 @@ def _with_probes(inputs: ExampleInputs, *, noise: bool) -> ExampleInputs:
             return torch.cat([value, wide])
         return torch.cat([value, wide, torch.randn(wide.shape, generator=generator).to(value) * std + mean])
 
-    args, kwargs = pytree.tree_map(extend, (inputs.args, dict(inputs.kwargs)))
-    return ExampleInputs(args, kwargs)
+    return inputs.map(extend)

@@ -20,10 +20,10 @@ from autorep_fx.cost.fx_count import (
 from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.kinds import ActivationKind
 from autorep_fx.passes.channel_axis import channel_axis
-from autorep_fx.passes.duplicates import merge_duplicates
-from autorep_fx.passes.graphs import SITE_KEY, finish, samples_shape, site_nodes
+from autorep_fx.passes.duplicates import MERGED_KEY, merge_duplicates
+from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, finish, samples_shape, site_nodes
 from autorep_fx.passes.infra import Pass, PassResult
-from autorep_fx.passes.source import location, owners, scope
+from autorep_fx.passes.source import call_name, location, owners
 from autorep_fx.passes.spellings import unify_spellings
 from autorep_fx.sites import Site
 
@@ -86,16 +86,23 @@ def _site(node: fx.Node, names: Counter[str]) -> Site | None:
     if found is not None:
         kind, shape = found[0], output_shape(node)
         name, source = _name(node, kind.name, names), location(node)
-        site = Site(name, kind.name, shape[1:], kind.comparisons, source=source, owners=owners(node))
+        site = Site(
+            name, kind.name, shape[1:], kind.comparisons, source=source, owners=owners(node), merged=_merged(node, name)
+        )
         return _check_gateable(node, site, kind)
     comparisons = fixed_comparisons_of(node)
     if not comparisons:
         return None
     operation = operator_name(node)
+    name = _name(node, operation, names)
     return Site(
-        _name(node, operation, names), operation, output_shape(node)[1:], 1, source=location(node), total=comparisons,
-        reason=f"{operation} is not an activation that gates replace", owners=owners(node),
+        name, operation, output_shape(node)[1:], 1, source=location(node), total=comparisons,
+        reason=f"{operation} is not an activation that gates replace", owners=owners(node), merged=_merged(node, name),
     )  # fmt: skip
+
+
+def _merged(node: fx.Node, name: str) -> tuple[str, ...]:
+    return tuple(other for other in node.meta.get(MERGED_KEY, ()) if other != name)
 
 
 def _check_gateable(node: fx.Node, site: Site, kind: ActivationKind) -> Site:
@@ -115,12 +122,13 @@ def _check_gateable(node: fx.Node, site: Site, kind: ActivationKind) -> Site:
     # A parameter per channel says which axis has the channels.
     by_parameter = any(value.meta["val"].numel() > 1 for value in parameters)
     axis = 1 if by_parameter else channel_axis(node)
+    if axis in node.meta.get(FREE_AXES, ()):
+        return replace(site, shape=shape).declined("its channels vary with the height or width of the input")
     return replace(site, shape=shape, channel_axis=max(axis - 1, 0) if len(shape) > 1 else 0)
 
 
 def _name(node: fx.Node, kind: str, names: Counter[str]) -> str:
-    path, owner = scope(node)
-    base = path if path and owner.startswith("torch.nn.modules.activation") else f"{path}.{kind}".lstrip(".")
+    base = call_name(node, kind)
     names[base] += 1
     name = base if names[base] == 1 else f"{base}#{names[base]}"
     return name if name == base or name not in names else _name(node, kind, names)

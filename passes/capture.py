@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import ConfigError, UnsupportedModelError
 from autorep_fx.passes.captured import CapturedModule
-from autorep_fx.passes.exported import from_exported, is_exported
+from autorep_fx.passes.exported import from_exported, is_exported, settle_shapes
 from autorep_fx.passes.flatten import flat_module
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.norm_records import record_modes
@@ -28,6 +29,8 @@ from autorep_fx.passes.source import is_library
 __all__ = ["capture_graph", "export_program"]
 
 logger = logging.getLogger(__name__)
+# What torch.export says of a height or width that is to be free.
+_FIXED = re.compile(r"marked L\['(\w+)'\]\S*\.size\(\)\[(\d+)\] as dynamic but your code specialized it .*?\((\d+)\)")
 _RESERVED = frozenset({"graph", "meta", "code"})
 
 
@@ -44,9 +47,11 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
     Raises:
         UnsupportedModelError: It cannot be captured; every obstacle that was found is listed.
         DataError: The model cannot take the example inputs.
+        ConfigError: The model was captured before, for other shapes than are asked for now.
     """
     inputs = ExampleInputs.of(example_inputs)
     if isinstance(model, CapturedModule):
+        _check_free(model, inputs)
         return copy.deepcopy(model).eval()
     if is_exported(model):
         return from_exported(model, inputs)
@@ -66,8 +71,25 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
     traced = export_program(original, inputs).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     module = flat_module(traced)
+    settle_shapes(module, inputs)
     record_modes(module, owners, frozen)
     return module
+
+
+def _check_free(model: CapturedModule, inputs: ExampleInputs) -> None:
+    """Check that a module was captured with the batch and the sizes as free as they are asked for now.
+
+    Raises:
+        ConfigError: It was not.
+    """
+    captured = {"dynamic_size": bool(model.sizes), "dynamic_batch": model.fixed_batch is None}
+    asked = {"dynamic_size": inputs.any_size, "dynamic_batch": not inputs.fixed_batch}
+    if captured != asked:
+        raise ConfigError(
+            "The module was captured with other settings of 'capture'.",
+            received=f"{captured}, asked for are {asked}",
+            fix="Pass the same config to capture() and to what follows.",
+        )
 
 
 def _check_names(model: nn.Module) -> None:
@@ -108,21 +130,27 @@ def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.Expo
 
     Args:
         model: Model in eval mode.
-        inputs: Example inputs; a batch of 1 is repeated, because it would be taken for a constant.
+        inputs: Example inputs; a batch of 1 is repeated, because it would be taken for a constant. They say whether
+            the batch is fixed, and whether heights and widths are free.
 
     Raises:
         UnsupportedModelError: It cannot be captured.
     """
     batch = torch.export.Dim("batch", min=1)
-    size = inputs.size
-    example = inputs.resized(max(2, size))
-
-    def dynamic(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
-        return {0: batch} if batched else None
-
-    # Asked of the example as it was given: after the resizing, other tensors may have its size on axis 0 too.
-    args, kwargs = pytree.tree_map(dynamic, (inputs.args, dict(inputs.kwargs)))
+    example = inputs.resized(max(2, inputs.size))
+    leaves, spec = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+    places = inputs.free_axes()
+    if isinstance(model, CapturedModule):  # of an exported program some may be fixed
+        places = [place for size in model.sizes for place in size.axes]
+    axes: list[Any] = []
+    position = -1
+    for leaf, batched in zip(leaves, inputs.flags(), strict=True):
+        position += isinstance(leaf, Tensor)
+        free: dict[int, Any] = {0: batch} if batched and not inputs.fixed_batch else {}
+        # What relations the sizes must have (multiples, equal ones) torch finds out by itself.
+        free |= {axis: torch.export.Dim.DYNAMIC for place, axis in places if place == position}
+        axes.append((free or None) if isinstance(leaf, Tensor) else None)
+    args, kwargs = pytree.tree_unflatten(axes, spec)
     # torch.export wants the shapes under the names of forward's parameters.
     shapes = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
     try:
@@ -130,11 +158,26 @@ def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.Expo
             return torch.export.export(model, example.args, dict(example.kwargs), dynamic_shapes=shapes, strict=False)
     except Exception as error:
         logger.debug("torch.export failed", exc_info=True)
+        fixed = _FIXED.findall(str(error))
+        obstacles = [f"its code fixes axis {axis} of {name} to {size}" for name, axis, size in fixed]
         raise UnsupportedModelError(
-            [f"torch.export cannot capture it: {_reason(error)}"],
-            fix="Rewrite the part that is named: branches on data values cannot be captured, nor code that fixes the "
-            "batch, such as len(x) (write x.shape[0]) or int(x.shape[0]).",
+            obstacles or [f"torch.export cannot capture it: {_reason(error)}"], fix=_fix(inputs)
         ) from error
+
+
+def _fix(inputs: ExampleInputs) -> str:
+    parts = ["Rewrite the part that is named: branches on data values cannot be captured"]
+    if not inputs.fixed_batch:
+        parts.append(
+            ", nor code that fixes the batch, such as len(x) (write x.shape[0]) or int(x.shape[0]); or fix the batch "
+            "to the example's, with capture: {dynamic_batch: false}"
+        )
+    if inputs.any_size:
+        parts.append(
+            ". Height and width are to be free: code that fixes them cannot be captured either; pool to a fixed "
+            "number of values before a linear layer (nn.AdaptiveAvgPool2d(1)), or leave capture: {dynamic_size} off"
+        )
+    return "".join(parts) + "."
 
 
 @contextlib.contextmanager

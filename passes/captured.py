@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from autorep_fx.errors import DataError
 from autorep_fx.passes.graphs import is_call
 from autorep_fx.passes.inputs import batch_size
+from autorep_fx.passes.sizes import FreeSize, check_batch, check_sizes
 
 __all__ = ["CapturedModule", "NormRecord", "cumulative_batch_norm"]
 
@@ -77,9 +78,13 @@ class CapturedModule(fx.GraphModule):
 
     Attributes:
         training_differences: What it does otherwise than that module in training, as far as it was found out.
+        sizes: Heights and widths of its inputs that are free.
+        fixed_batch: The only batch that it takes; None for any.
     """
 
     training_differences: tuple[str, ...] = ()
+    sizes: tuple[FreeSize, ...] = ()
+    fixed_batch: int | None = None
 
     def train(self, mode: bool = True) -> CapturedModule:
         """Set training mode, also in the calls that carry it as an argument."""
@@ -92,7 +97,16 @@ class CapturedModule(fx.GraphModule):
         return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph; in training, advance the counters of the norms first, as ``nn.BatchNorm`` does."""
+        """Run the graph; in training, advance the counters of the norms first, as ``nn.BatchNorm`` does.
+
+        Raises:
+            DataError: The inputs have a height, width or batch that the graph does not hold for.
+        """
+        if not torch.compiler.is_compiling():
+            if self.sizes:
+                check_sizes(self.sizes, (args, kwargs))
+            if self.fixed_batch is not None:
+                check_batch(self.fixed_batch, (args, kwargs))
         if self.training:
             rows = batch_size((args, kwargs))
             for node in self.graph.nodes:
@@ -114,6 +128,7 @@ class CapturedModule(fx.GraphModule):
         assert isinstance(result, CapturedModule)
         result.training = self.training
         result.training_differences = self.training_differences
+        result.sizes, result.fixed_batch = self.sizes, self.fixed_batch
         return result
 
 

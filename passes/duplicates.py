@@ -6,16 +6,21 @@ from typing import Any
 
 from torch import fx
 
-from autorep_fx.cost.fx_count import node_comparisons
+from autorep_fx.cost.fx_count import kind_of, node_comparisons, operator_name
+from autorep_fx.passes.source import call_name
 
-__all__ = ["merge_duplicates"]
+__all__ = ["MERGED_KEY", "merge_duplicates"]
+
+#: The key under which a node carries the names of the calls that were merged into it.
+MERGED_KEY = "merged"
 
 
 def merge_duplicates(module: fx.GraphModule) -> bool:
     """Let later calls that compare what an earlier one compared use its result; returns whether any did.
 
     DLA networks pool one value at two places, for example. An exporter to ONNX would merge the calls, and the counts
-    differ; and under encryption the second would be paid for nothing. The graph is not recompiled.
+    differ; and under encryption the second would be paid for nothing. The names of later calls stay with the first, so
+    that settings still find them. The graph is not recompiled.
     """
     first: dict[Any, fx.Node] = {}
     modified = False
@@ -24,6 +29,9 @@ def merge_duplicates(module: fx.GraphModule) -> bool:
             continue
         key = (node.target, repr((node.args, node.kwargs)))  # nodes print as their unique names
         if key in first:
+            found = kind_of(node)
+            name = call_name(node, found[0].name if found else operator_name(node))
+            first[key].meta[MERGED_KEY] = (*first[key].meta.get(MERGED_KEY, ()), name, *node.meta.get(MERGED_KEY, ()))
             node.replace_all_uses_with(first[key])
             module.graph.erase_node(node)
             modified = True

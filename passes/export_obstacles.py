@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from autorep_fx.cost.dependence import operator_name
 from autorep_fx.passes.batch_statistics import batch_statistics
+from autorep_fx.passes.graphs import FREE_AXES
 from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.source import location
 from autorep_fx.passes.stages import largest_difference
 
 __all__ = ["export_obstacles"]
@@ -25,18 +28,20 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
 
     1. A norm without running statistics.
     2. An output that is neither a tensor nor None, or has no batch axis.
-    3. Samples that influence one another: the first gives another output alone than among others.
+    3. Samples that influence one another: the first gives another output alone than among others. With a fixed batch
+       that cannot be tried.
+    4. With free heights and widths: adaptive pooling to more than one value, whose windows ONNX cannot compute.
 
     Args:
         module: A captured, canonical or lowered module in eval mode.
         inputs: Samples.
     """
-    found = batch_statistics(module)
+    found = [*batch_statistics(module), *_adaptive_pools(module)]
     several = inputs.resized(max(3, inputs.size))
     outputs = several.call(module)
     leaves = pytree.tree_flatten_with_path(outputs)[0]
     found += [text for path, leaf in leaves if (text := _unfit(pytree.keystr(path), leaf, several.size))]
-    if found:
+    if found or inputs.fixed_batch:
         return found
     if _influence(module, inputs, outputs):
         # In float64 too: a deep network of polynomials can amplify rounding beyond any bound.
@@ -45,6 +50,22 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
         if not _influence(exact, inputs, several.call(exact)):
             return []
         found.append("outputs of one sample depend on the other samples of its batch")
+    return found
+
+
+def _adaptive_pools(module: fx.GraphModule) -> list[str]:
+    found = []
+    for node in module.graph.nodes:
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        name = operator_name(node)
+        if name.startswith("adaptive_") and FREE_AXES in source.meta:
+            sides: Any = node.args[1]
+            if any(side != 1 for side in (sides if isinstance(sides, (tuple, list)) else [sides])):
+                where = location(node) or node.name
+                found.append(
+                    f"{name} ({where}) to {sides} has windows that depend on the height and width, "
+                    "which ONNX cannot compute: pool to one value, or leave capture: {dynamic_size} off"
+                )
     return found
 
 

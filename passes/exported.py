@@ -13,8 +13,9 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.flatten import flat_module
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.norm_records import record_modes_of_program
+from autorep_fx.passes.sizes import settle_batch, settle_sizes
 
-__all__ = ["from_exported", "is_exported", "module_of"]
+__all__ = ["from_exported", "is_exported", "module_of", "settle_shapes"]
 
 
 def is_exported(model: Any) -> TypeGuard[torch.export.ExportedProgram | fx.GraphModule]:
@@ -49,16 +50,36 @@ def from_exported(model: torch.export.ExportedProgram | fx.GraphModule, inputs: 
     traced = copy.deepcopy(module_of(model))
     values = [node.meta.get("val") for node in traced.graph.nodes if node.op == "placeholder"]
     shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor) and value.dim() > 0]
-    if all(isinstance(shape[0], int) for shape in shapes):
+    if all(isinstance(shape[0], int) for shape in shapes) and not inputs.fixed_batch:
         raise UnsupportedModelError(
             [f"the program was exported for fixed sizes: {', '.join(map(str, shapes))}"],
-            fix="Export it with a dynamic batch, dynamic_shapes=({0: torch.export.Dim('batch')},), or pass the model.",
+            fix="Export it with a dynamic batch, dynamic_shapes=({0: torch.export.Dim('batch')},), pass the model, "
+            "or fix the batch: capture: {dynamic_batch: false}.",
         )
     _drop_counting(traced)
     module = flat_module(traced)
+    settle_shapes(module, inputs)
     record_modes_of_program(module)
     inputs.try_on(module)
     return module
+
+
+def settle_shapes(module: CapturedModule, inputs: ExampleInputs) -> None:
+    """Record the shapes of one example, with a symbol for the batch alone, and note what is free and what is fixed.
+
+    Raises:
+        UnsupportedModelError: Heights and widths are to be free, and no input has any that is.
+    """
+    sizes = settle_sizes(module, inputs)
+    module.sizes = sizes if inputs.any_size else ()
+    if inputs.any_size and not sizes:
+        raise UnsupportedModelError(
+            ["height and width are to be free, and no input has any: a floating-point tensor (N, C, H, W)"],
+            fix="Leave capture: {dynamic_size} off; or export the program with dynamic axes 2 and 3.",
+        )
+    if inputs.fixed_batch:
+        module.fixed_batch = inputs.size
+        settle_batch(module, inputs.size)
 
 
 def _drop_counting(traced: fx.GraphModule) -> None:

@@ -20,6 +20,8 @@ _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 #: The one key under which a node carries its :class:`Site`.
 SITE_KEY = "site"
+#: The key under which a node carries the axes of its tensor whose sizes vary with the height and width of an input.
+FREE_AXES = "free_axes"
 
 
 def aten_name(node: fx.Node) -> str:
@@ -51,7 +53,7 @@ def samples_shape(node: fx.Node) -> tuple[int, ...] | None:
     shape = node_shape(node)
     if not shape or not all(isinstance(size, int) for size in shape[1:]):
         return None
-    if not isinstance(shape[0], int) and not shape[0].node.expr.is_symbol:
+    if isinstance(shape[0], int) or not shape[0].node.expr.is_symbol:
         return None
     return shape[1:]
 

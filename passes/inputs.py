@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from autorep_fx.errors import DataError, NonFiniteError
+from autorep_fx.config import CaptureConfig
+from autorep_fx.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 
-__all__ = ["ExampleInputs", "all_finite", "batch_size", "map_tensors", "resize_batch"]
+__all__ = ["ExampleInputs", "all_finite", "batch_size", "map_tensors"]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -42,19 +44,6 @@ def all_finite(value: Any) -> bool:
     return all(bool(torch.isfinite(leaf).all()) for leaf in leaves)
 
 
-def resize_batch(value: Any, size: int) -> Any:
-    """Cycle the samples of every batched tensor until there are ``size`` of them."""
-    count = batch_size(value)
-
-    def resize(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 0 or tensor.shape[0] != count:
-            return tensor
-        index = torch.arange(size, device=tensor.device) % count
-        return tensor.index_select(0, index)
-
-    return map_tensors(value, resize)
-
-
 @dataclass(frozen=True)
 class ExampleInputs:
     """Arguments of a call of the model.
@@ -62,20 +51,44 @@ class ExampleInputs:
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
+        batched: Per leaf whether its axis 0 is the batch; guessed if None.
+        fixed_batch: Whether the batch is always that of these inputs.
+        any_size: Whether height and width are free: axes 2 and 3 of the batched floating-point tensors with four.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    batched: tuple[bool, ...] | None = None
+    fixed_batch: bool = False
+    any_size: bool = False
 
     @classmethod
-    def of(cls, value: Any) -> ExampleInputs:
+    def of(cls, value: Any, capture: CaptureConfig | None = None, forward: Any = None) -> ExampleInputs:
         """Read a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+
+        Args:
+            value: The arguments; inputs that were read before are returned as they are.
+            capture: What of their shapes may vary.
+            forward: What they go into, whose parameters name positional arguments.
 
         Raises:
             DataError: Something else, no samples, or values that are not finite.
+            ConfigError: ``batch_dims`` does not fit the inputs.
         """
         if isinstance(value, ExampleInputs):
             return value
+        result = cls._read(value)
+        capture = CaptureConfig() if capture is None else capture
+        named = result._named(capture.batch_dims, forward)
+        result = replace(
+            result, batched=result._flags(named), fixed_batch=not capture.dynamic_batch, any_size=capture.dynamic_size
+        )
+        if result.size == 0:
+            raise DataError("The example inputs hold no sample.", received="a batch of 0", fix="Pass at least one.")
+        return result
+
+    @classmethod
+    def _read(cls, value: Any) -> ExampleInputs:
         value = map_tensors(value, lambda tensor: tensor.detach())
         if isinstance(value, Tensor):
             result = cls((value,), {})
@@ -89,8 +102,6 @@ class ExampleInputs:
                 received=type(value).__name__,
                 fix="Pass for example torch.randn(2, 3, 32, 32).",
             )
-        if result.size == 0:
-            raise DataError("The example inputs hold no sample.", received="a batch of 0", fix="Pass at least one.")
         for leaf in pytree.tree_leaves((result.args, result.kwargs)):
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                 raise DataError(
@@ -100,29 +111,105 @@ class ExampleInputs:
                 )
         return result
 
+    def _named(self, batch_dims: Mapping[str, int | None], forward: Any) -> dict[str | int, bool]:
+        """The settings by position or keyword.
+
+        Raises:
+            ConfigError: There is no such input.
+        """
+        if not batch_dims:
+            return {}
+        known: dict[str, str | int] = {str(i): i for i in range(len(self.args))} | {name: name for name in self.kwargs}
+        if forward is not None:
+            parameters = list(inspect.signature(forward).parameters)
+            known |= {name: i for i, name in enumerate(parameters[: len(self.args)])}
+        unknown = [name for name in batch_dims if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"capture.batch_dims names inputs that do not exist.{did_you_mean(unknown[0], list(known))}",
+                received=", ".join(unknown),
+                fix=f"Name inputs by position or parameter: {', '.join(known)}.",
+            )
+        return {known[name]: axis is not None for name, axis in batch_dims.items()}
+
+    def _flags(self, named: Mapping[str | int, bool]) -> tuple[bool, ...]:
+        """Per leaf whether it is batched: as the settings say, or else where axis 0 has the size of the batch.
+
+        Raises:
+            ConfigError: The settings contradict the shapes.
+        """
+        given: list[tuple[str | int, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        keyed = [(key, leaf) for key, value in given for leaf in pytree.tree_leaves(value)]
+        tensors = [(key, leaf) for key, leaf in keyed if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        batched = [leaf for key, leaf in tensors if named.get(key) is True]
+        size = batch_size(batched or [leaf for key, leaf in tensors if named.get(key) is not False])
+        wrong = [str(key) for key, leaf in tensors if named.get(key) is True and leaf.shape[0] != size]
+        wrong += [str(key) for key, leaf in keyed if named.get(key) and isinstance(leaf, Tensor) and not leaf.dim()]
+        if wrong:
+            raise ConfigError(
+                "capture.batch_dims gives batches to inputs that do not share one.",
+                received=f"input {', '.join(wrong)} without {size} rows on axis 0",
+                fix="Say null for inputs without a batch.",
+            )
+        return tuple(
+            isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size and named.get(key) is not False
+            for key, leaf in keyed
+        )
+
+    def flags(self) -> tuple[bool, ...]:
+        """Per leaf of the arguments, whether its axis 0 is the batch."""
+        return self._flags({}) if self.batched is None else self.batched
+
+    def free_axes(self) -> list[tuple[int, int]]:
+        """``(input, axis)`` of the heights and widths that are free, inputs counted among those that are tensors."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        tensors = [(leaf, flag) for leaf, flag in zip(leaves, self.flags(), strict=True) if isinstance(leaf, Tensor)]
+        images = [i for i, (t, batched) in enumerate(tensors) if batched and t.dim() == 4 and t.is_floating_point()]
+        return [(i, axis) for i in images for axis in (2, 3)] if self.any_size else []
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """Apply ``function`` to every batched tensor."""
+        leaves, spec = pytree.tree_flatten((self.args, dict(self.kwargs)))
+        made = [function(leaf) if batched else leaf for leaf, batched in zip(leaves, self.flags(), strict=True)]
+        args, kwargs = pytree.tree_unflatten(made, spec)
+        return replace(self, args=args, kwargs=kwargs, batched=self.flags())
+
     @property
     def size(self) -> int:
         """Samples in the batch."""
-        return batch_size((self.args, self.kwargs))
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return batch_size([leaf for leaf, batched in zip(leaves, self.flags(), strict=True) if batched])
 
     def resized(self, size: int) -> ExampleInputs:
-        """The same samples, cycled to a batch of ``size``."""
-        args, kwargs = resize_batch((self.args, dict(self.kwargs)), size)
-        return ExampleInputs(args, kwargs)
+        """The same samples, cycled to a batch of ``size``; these inputs themselves where the batch is fixed."""
+        if self.fixed_batch:
+            return self
+        count = self.size
+        return self.map(lambda leaf: leaf.index_select(0, torch.arange(size, device=leaf.device) % count))
 
     def check_same_shapes(self, other: ExampleInputs) -> None:
-        """Check that the samples of ``other`` have the shapes of these; batch sizes may differ.
+        """Check that the samples of ``other`` have the shapes of these; heights and widths that are free may differ.
 
         Raises:
             DataError: They have not, with both shapes.
         """
         own, found = (pytree.tree_leaves((i.args, dict(i.kwargs))) for i in (self, other))
-        for mine, value in zip(own, found, strict=False):
-            if isinstance(mine, Tensor) and isinstance(value, Tensor) and mine.shape[1:] != value.shape[1:]:
+        places, position = self.free_axes(), -1
+        for mine, value, batched in zip(own, found, self.flags(), strict=False):
+            position += isinstance(mine, Tensor)
+            if not isinstance(mine, Tensor) or not isinstance(value, Tensor):
+                continue
+            free = {axis for place, axis in places if place == position}
+            free |= {0} if batched and not self.fixed_batch else set()
+            sizes = tuple(-1 if axis in free else size for axis, size in enumerate(mine.shape))
+            if tuple(-1 if axis in free else size for axis, size in enumerate(value.shape)) != sizes:
+                start = 0 if self.fixed_batch or not batched else 1
+                kind = "inputs" if start == 0 else "samples"
                 raise DataError(
                     "The samples have another shape than the model was captured with.",
-                    received=f"samples of shape {tuple(value.shape[1:])}, expected {tuple(mine.shape[1:])}",
-                    fix="Bring all samples to one shape, or capture the model with an example of this one.",
+                    received=f"{kind} of shape {tuple(value.shape[start:])}, expected {tuple(mine.shape[start:])}",
+                    fix="Bring all samples to one shape, or capture the model with an example of this one."
+                    + (" The batch is fixed: drop a last, smaller one (drop_last=True)." if self.fixed_batch else ""),
                 )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ExampleInputs:
@@ -132,7 +219,7 @@ class ExampleInputs:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), move)
-        return ExampleInputs(args, kwargs)
+        return replace(self, args=args, kwargs=kwargs)
 
     def beside(self, module: object) -> ExampleInputs:
         """The same inputs on the device of a module's weights; unchanged for anything that has none."""

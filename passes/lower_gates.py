@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.gates import GatedActivation, GatedPool
-from autorep_fx.passes.graphs import SITE_KEY, add_buffer, finish
+from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -108,9 +108,11 @@ class _Lowering:
             x = self._emit(self.gate.average.target, x, *self.gate.average.scalars)
         constants = [self._buffer(f"{label}_c{k}", row.reshape(shape)) for k, row in enumerate(rows)]
         if len(constants) == 1:
-            sizes = list(self.gate.site.shape)
-            sizes[self.gate.site.channel_axis] = rows.shape[1]
-            return self._emit(aten.expand.default, constants[0], [self._emit(aten.sym_size.int, x, 0), *sizes])
+            sizes: list[Any] = [0, *self.gate.site.shape]
+            sizes[self.axis] = rows.shape[1]
+            for axis in (0, *self.node.meta.get(FREE_AXES, ())):
+                sizes[axis] = self._emit(aten.sym_size.int, x, axis)
+            return self._emit(aten.expand.default, constants[0], sizes)
         result = self._emit(aten.mul.Tensor, x, constants[-1])
         for constant in reversed(constants[1:-1]):
             result = self._emit(aten.mul.Tensor, self._emit(aten.add.Tensor, result, constant), x)

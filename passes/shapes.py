@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-__all__ = ["record_dtypes", "record_missing_shapes"]
+__all__ = ["fake_mode", "record_dtypes", "record_missing_shapes"]
 
 
 def record_dtypes(module: fx.GraphModule) -> None:
@@ -55,14 +55,15 @@ def record_missing_shapes(module: fx.GraphModule, nodes: Iterable[fx.Node] | Non
         module: The module.
         nodes: The new nodes in execution order, where they are known; None for all of the graph.
     """
-    mode = _fake_mode(module)
+    mode = fake_mode(module)
     with mode, torch.no_grad():
         for node in module.graph.nodes if nodes is None else nodes:
             if "val" not in node.meta and node.op in ("get_attr", "call_function"):
                 node.meta["val"] = _evaluate(module, node, mode)
 
 
-def _fake_mode(module: fx.GraphModule) -> FakeTensorMode:
+def fake_mode(module: fx.GraphModule) -> FakeTensorMode:
+    """The mode that the recorded tensors of a graph were made in."""
     values = (node.meta.get("val") for node in module.graph.find_nodes(op="placeholder"))
     return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
 

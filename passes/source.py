@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-__all__ = ["is_library", "location", "owners", "scope"]
+__all__ = ["call_name", "is_library", "location", "owners", "scope"]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TORCH = str(Path(torch.__file__).parent)
@@ -42,6 +42,12 @@ def scope(node: fx.Node) -> tuple[str, str]:
         return "", ""
     path, owner = list(stack.values())[-1]
     return str(path), _qualified(owner)
+
+
+def call_name(node: fx.Node, kind: str) -> str:
+    """What a call is called before repeated names are numbered: the path of its activation module, or ``path.kind``."""
+    path, owner = scope(node)
+    return path if path and owner.startswith("torch.nn.modules.activation") else f"{path}.{kind}".lstrip(".")
 
 
 def owners(node: fx.Node) -> tuple[str, ...]:

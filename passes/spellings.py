@@ -10,6 +10,7 @@ from torch import fx
 
 from autorep_fx.cost.fx_count import bound_arguments, kind_of, operator_name
 from autorep_fx.passes.composites import canonical_call, composed_kind
+from autorep_fx.passes.graphs import FREE_AXES
 from autorep_fx.passes.shapes import record_missing_shapes
 
 __all__ = ["unify_spellings"]
@@ -111,8 +112,8 @@ def _split_glu(module: fx.GraphModule, node: fx.Node) -> bool:
     """``a·sigmoid(b)`` with the halves of an axis of fixed size; any other ``glu`` stays as it is."""
     source, axis = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
     assert isinstance(source, fx.Node)
-    size = source.meta["val"].shape[axis]
-    if not isinstance(size, int):
+    size, rank = source.meta["val"].shape[axis], source.meta["val"].dim()
+    if not isinstance(size, int) or axis % rank in source.meta.get(FREE_AXES, ()):
         return False
     meta = {key: value for key, value in node.meta.items() if key != "val"}
     with module.graph.inserting_before(node):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from autorep_fx.errors import InvariantError
 from autorep_fx.passes.functionalize import mutates
 from autorep_fx.passes.graphs import SITE_KEY, samples_shape
 from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.sizes import FreeSize, at_sizes, other_sizes
 
 __all__ = ["check_canonical", "check_captured", "check_equal", "largest_difference", "tolerance_of"]
 
@@ -118,7 +119,7 @@ def _as_exact(module: Callable[..., Any], reference: Callable[..., Any], inputs:
 
 def check_equal(
     stage: str, module: Callable[..., Any], reference: Callable[..., Any], inputs: ExampleInputs, tolerance: float,
-    batches: tuple[int, ...] = (2, 3),
+    batches: tuple[int, ...] = (2, 3), sizes: Sequence[FreeSize] = (),
 ) -> None:  # fmt: skip
     """The module's outputs equal the reference's at several batch sizes.
 
@@ -128,16 +129,21 @@ def check_equal(
         reference: What it was made from.
         inputs: Example inputs; their samples are cycled.
         tolerance: Largest difference, relative to the largest output.
-        batches: Batch sizes.
+        batches: Batch sizes; a fixed batch is the only one.
+        sizes: Heights and widths that are free: others are tried too.
 
     Raises:
         InvariantError: They differ.
     """
     problems = []
-    for size in batches:
-        example = inputs.resized(size)
+    examples = [inputs] if inputs.fixed_batch else [inputs.resized(size) for size in batches]
+    labels = [f"at batch {example.size}" for example in examples]
+    for values in other_sizes(sizes):
+        examples.append(at_sizes(examples[0], sizes, values))
+        labels.append("at " + ", ".join(f"{name} {size}" for name, size in values.items()))
+    for label, example in zip(labels, examples, strict=True):
         with torch.no_grad():
             difference = largest_difference(example.call(module), example.call(reference))
         if not difference <= tolerance and not _as_exact(module, reference, example):
-            problems.append(f"at batch {size} outputs differ by {difference:.3g} (allowed: {tolerance:.3g})")
+            problems.append(f"{label} outputs differ by {difference:.3g} (allowed: {tolerance:.3g})")
     _require(stage, problems)

@@ -120,7 +120,9 @@ def _check_statistics(theirs: nn.Module, ours: CapturedModule) -> None:
     ]  # fmt: skip
     if wrong:
         raise InvariantError(
-            f"After stage 'capture' a training step updates these buffers otherwise than the model: {', '.join(wrong)}"
+            f"After stage 'capture' a training step updates these buffers otherwise than the model: {', '.join(wrong)}",
+            fix="Update running statistics in nn.BatchNorm layers alone; or set verification: structure, which leaves "
+            "this check out, if no training follows. With plain layers this is a defect: report it with the model.",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class Session:
         device: Where it runs: ``cpu`` or ``cuda``.
         inputs: Input name → shape, with names for dynamic axes.
         outputs: Output names.
+        sizes: Sizes that are free beside the batch, ``height`` and ``width``, with what each may be.
 
     Raises:
         ModelFileError: The file is missing or cannot be loaded.
@@ -85,6 +87,8 @@ class Session:
         self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
         self._types = {value.name: _numpy_type(value.type) for value in self._session.get_inputs()}
         self.outputs = tuple(value.name for value in self._session.get_outputs())
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.sizes: dict[str, dict[str, Any]] = json.loads(metadata.get("autorep_fx.sizes", "{}"))
 
     def run(self, *args: Array, **kwargs: Array) -> list[Array]:
         """Run the model.
@@ -113,9 +117,14 @@ class Session:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def zeros(self, batch: int) -> dict[str, Array]:
-        """Inputs of the right names, shapes and types, filled with zeros; dynamic axes have size ``batch``."""
+        """Inputs of the right names, shapes and types, filled with zeros.
+
+        Height and width are those that the file is counted at, where they are free; other free axes have size
+        ``batch``.
+        """
+        free = {name: size["example"] for name, size in self.sizes.items()}
         return {
-            name: np.zeros([size if isinstance(size, int) else batch for size in shape], self._types[name])
+            name: np.zeros([s if isinstance(s, int) else free.get(s, batch) for s in shape], self._types[name])
             for name, shape in self.inputs.items()
         }
 
@@ -146,7 +155,26 @@ class Session:
             problems.append(f"input {name!r} has shape {value.shape}, expected {_shape(shape)}")
         if value.dtype != self._types[name]:
             problems.append(f"input {name!r} is {value.dtype}, expected {self._types[name]}")
+        if fits:
+            problems += [
+                f"input {name!r} has {axis} {found}; the model takes {_allowed(self.sizes[axis])}"
+                for axis, found in zip(shape, value.shape, strict=True)
+                if axis in self.sizes and not _takes(self.sizes[axis], found)
+            ]
+            named = {axis: found for axis, found in zip(shape, value.shape, strict=True) if axis in self.sizes}
+            if any(named.get(axis, found) != found for axis, found in zip(shape, value.shape, strict=True)):
+                problems.append(f"input {name!r} has shape {value.shape}; axes of one name have one size")
         return problems
+
+
+def _takes(size: Mapping[str, Any], found: int) -> bool:
+    most = size["most"] or found
+    return bool(size["least"] <= found <= most and (found - size["example"]) % size["step"] == 0)
+
+
+def _allowed(size: Mapping[str, Any]) -> str:
+    bounds = f"{size['least']} or more" if size["most"] is None else f"{size['least']} to {size['most']}"
+    return bounds + (f", as {size['example']} ± multiples of {size['step']}" if size["step"] > 1 else "")
 
 
 def _shape(shape: tuple[Any, ...]) -> str:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 __all__ = [
-    "ATEN_FAMILIES", "ATEN_PER_ELEMENT", "ONNX_FAMILIES", "UNCOUNTABLE", "family_comparisons", "per_sample",
+    "ATEN_FAMILIES", "ATEN_PER_ELEMENT", "ONNX_FAMILIES", "UNCOUNTABLE", "batch_axis", "evaluate_text",
+    "family_comparisons",
+    "per_sample",
 ]  # fmt: skip
 
 # Family → ATen operator names (any overload) and ONNX operators.
@@ -63,6 +66,10 @@ ATEN_PER_ELEMENT = {
     "gru_cell": 3,
 }
 
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv, ast.Pow: operator.pow,
+}  # fmt: skip
 _NO_FORM = "has no ONNX form, so that what it compares cannot be counted"
 _SEARCH = "compares in a search whose steps cannot be counted"
 _ZERO_TEST = "tests numbers for zero without a countable ONNX form; compare explicitly, as in x != 0"
@@ -111,6 +118,13 @@ def family_comparisons(
     return elements
 
 
+def batch_axis(sizes: Sequence[int], batch: int) -> int | None:
+    """Where a fixed batch is: on axis 0, as a factor of it, or else on the first axis that has its size."""
+    if sizes and sizes[0] and sizes[0] % batch == 0:
+        return 0
+    return next((axis for axis, size in enumerate(sizes) if size == batch), None)
+
+
 def per_sample(sizes: Sequence[object]) -> tuple[int, ...]:
     """Sizes for one sample: every symbol is 1, in ints, symbolic ints of torch, and ONNX dimension texts."""
     return tuple(_evaluate(size) for size in sizes)
@@ -120,32 +134,28 @@ def _evaluate(size: object) -> int:
     if isinstance(size, int):
         return size
     if isinstance(size, str):
-        return _evaluate_text(size)
+        return evaluate_text(size) or 1
     expression = size.node.expr  # type: ignore[attr-defined]  # torch.SymInt, without importing torch
     return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
-def _evaluate_text(text: str) -> int:
-    """A dimension such as ``batch`` or ``64*batch``; a text that is no arithmetic counts as 1."""
+def evaluate_text(text: str) -> int | None:
+    """A dimension such as ``64*batch`` where every name is 1; None for a text that is no arithmetic."""
     try:
         tree = ast.parse(text, mode="eval")
     except SyntaxError:
-        return 1
+        return None
+    return _value(tree.body)
 
-    def value(node: ast.AST) -> int:
-        match node:
-            case ast.Expression(body=body):
-                return value(body)
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return value(left) * value(right)
-            case ast.BinOp(left=left, op=ast.FloorDiv(), right=right):
-                return value(left) // value(right)
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return value(left) + value(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return value(left) - value(right)
-        return 1
 
-    return value(tree)
+def _value(node: ast.AST) -> int:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
+            return int(_ARITHMETIC[type(op)](_value(left), _value(right)))
+        case ast.Call(func=ast.Name(id="Max" | "Min" as name), args=arguments):
+            return (max if name == "Max" else min)(_value(argument) for argument in arguments)
+    return 1

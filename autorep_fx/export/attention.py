@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from autorep_fx.passes.graphs import node_shape
+from autorep_fx.passes.graphs import FREE_AXES, node_shape
 
 __all__ = ["copy_before_views", "with_four_axes"]
 
@@ -24,7 +24,8 @@ def with_four_axes(module: fx.GraphModule) -> None:
     for node in module.graph.find_nodes(op="call_function", target=aten.scaled_dot_product_attention.default):
         shape = node_shape(node)
         masked = (len(node.args) > 3 and node.args[3] is not None) or node.kwargs.get("attn_mask") is not None
-        if shape is None or len(shape) == 4 or masked or not all(isinstance(size, int) for size in shape[1:]):
+        fixed = shape is not None and all(isinstance(size, int) for size in shape[1:]) and FREE_AXES not in node.meta
+        if shape is None or len(shape) == 4 or masked or not fixed:
             continue
         with module.graph.inserting_before(node):
             node.args = (*(_folded(module, value, len(shape)) for value in node.args[:3]), *node.args[3:])

@@ -23,6 +23,7 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.graphs import shared_copy
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
+from autorep_fx.passes.sizes import at_sizes, other_sizes
 from autorep_fx.plan import Plan
 from autorep_fx.versions import installed
 
@@ -77,7 +78,17 @@ def export_onnx(
     model = translate(module, example, opset)
     inputs = [value.name or "" for value in model.graph.inputs]
     recipes, references = _references(module, example, inputs)
+    others = []
+    for values in other_sizes(module.sizes):
+        resized = _references(module, at_sizes(example, module.sizes, values), inputs)
+        others.append(_parity_json(*resized))
     metadata = _metadata(plan, dtype, recipes, references)
+    if others:
+        metadata["parity"] = json.dumps({**json.loads(metadata["parity"]), "other_sizes": others})
+    if module.sizes:
+        metadata["sizes"] = json.dumps({size.name: size.to_json() for size in module.sizes})
+    if module.fixed_batch is not None:
+        metadata["batch"] = str(module.fixed_batch)
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
     with atomic_files(path) as temporary:
         write_model(model, temporary)
@@ -103,16 +114,17 @@ def _references(
     module: CapturedModule, example: ExampleInputs, names: list[str]
 ) -> tuple[list[InputRecipe], list[ReferenceOutput]]:
     leaves, spec = pytree.tree_flatten((example.args, dict(example.kwargs)))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [(leaf, flag) for leaf, flag in zip(leaves, example.flags(), strict=True) if isinstance(leaf, Tensor)]
     own = [
-        InputRecipe.of(name, tensor.numpy(), batched=tensor.dim() > 0 and tensor.shape[0] == example.size)
-        for name, tensor in zip(names, tensors, strict=True)
+        InputRecipe.of(name, tensor.numpy(), batched=batched)
+        for name, (tensor, batched) in zip(names, tensors, strict=True)
     ]
+    samples = example.size if example.fixed_batch else SAMPLES
     with torch.no_grad():
         usual = _largest(example.call(module))
         for shrink in _SHRINK:
             recipes = [replace(recipe, std=recipe.std * shrink) for recipe in own]
-            made = iter(reference_inputs(recipes, SAMPLES).values())
+            made = iter(reference_inputs(recipes, samples, samples).values())
             filled = [torch.from_numpy(next(made)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(filled, spec)
             outputs = module(*args, **kwargs)
@@ -134,7 +146,6 @@ def _largest(outputs: Any) -> float:
 def _metadata(plan: Plan, dtype: str, recipes: list[InputRecipe], references: list[ReferenceOutput]) -> dict[str, str]:
     sites = {site.name: site.comparisons for site in plan.sites}
     sites |= {site.name: site.comparisons for site in plan.fixed}
-    parity = {"inputs": [r.to_json() for r in recipes], "outputs": [r.to_json() for r in references]}
     return {
         "plan_digest": plan.digest,
         "budget": json.dumps(plan.budget.to_json()),
@@ -142,5 +153,9 @@ def _metadata(plan: Plan, dtype: str, recipes: list[InputRecipe], references: li
         "comparisons_by_site": json.dumps(sites),
         "dtype": dtype,
         "versions": json.dumps(installed(_PACKAGES)),
-        "parity": json.dumps(parity),
+        "parity": json.dumps(_parity_json(recipes, references)),
     }
+
+
+def _parity_json(recipes: list[InputRecipe], references: list[ReferenceOutput]) -> dict[str, Any]:
+    return {"inputs": [r.to_json() for r in recipes], "outputs": [r.to_json() for r in references]}

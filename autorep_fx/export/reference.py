@@ -60,15 +60,15 @@ class InputRecipe:
         return asdict(self)
 
 
-def reference_inputs(recipes: Sequence[InputRecipe], batch: int) -> dict[str, npt.NDArray[Any]]:
-    """Values for all inputs: the first ``batch`` of :data:`SAMPLES` samples.
+def reference_inputs(recipes: Sequence[InputRecipe], batch: int, samples: int = SAMPLES) -> dict[str, npt.NDArray[Any]]:
+    """Values for all inputs: the first ``batch`` of ``samples`` samples.
 
     The generator is NumPy's legacy one, whose stream never changes between versions.
     """
     result = {}
     for index, recipe in enumerate(recipes):
         random = np.random.RandomState(index)
-        shape = (SAMPLES, *recipe.shape) if recipe.batched else recipe.shape
+        shape = (samples, *recipe.shape) if recipe.batched else recipe.shape
         if np.issubdtype(np.dtype(recipe.dtype), np.floating):
             made: npt.NDArray[Any] = recipe.mean + recipe.std * random.standard_normal(shape)
         else:
@@ -85,7 +85,7 @@ class ReferenceOutput:
     Attributes:
         shape: Shape of one sample.
         positions: Flat positions that are stored, for one sample.
-        values: ``(SAMPLES, len(positions))``.
+        values: ``(samples, len(positions))``.
         scale: Largest absolute value of the whole output.
     """
 
@@ -104,15 +104,15 @@ class ReferenceOutput:
         """Read what :meth:`to_json` wrote."""
         shape = tuple(value["shape"])
         positions = _positions(math.prod(shape))
-        numbers = np.frombuffer(base64.b64decode(value["values"]), dtype="<f4").reshape(SAMPLES, len(positions))
+        numbers = np.frombuffer(base64.b64decode(value["values"]), dtype="<f4").reshape(-1, len(positions))
         return cls(shape, positions, numbers.astype(np.float32), value["scale"])
 
 
 def pack_outputs(outputs: Sequence[npt.NDArray[Any]]) -> list[ReferenceOutput]:
-    """References for outputs ``(SAMPLES, *shape)``."""
+    """References for outputs ``(samples, *shape)``."""
     result = []
     for output in outputs:
-        flat = output.reshape(SAMPLES, -1).astype(np.float32)
+        flat = output.reshape(len(output), -1).astype(np.float32)
         positions = _positions(flat.shape[1])
         result.append(
             ReferenceOutput(tuple(output.shape[1:]), positions, flat[:, positions], float(np.abs(flat).max()))

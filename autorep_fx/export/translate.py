@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -107,7 +108,7 @@ def _simplify(model: ir.Model) -> None:
 
 
 def _rename(model: ir.Model, module: CapturedModule, example: ExampleInputs) -> None:
-    """Outputs are called after their keys in a nested output, and the batch axis is called ``batch``."""
+    """Outputs are called after their keys in a nested output, and free axes ``batch``, ``height`` and ``width``."""
     with torch.no_grad():
         leaves = pytree.tree_flatten_with_path(example.call(module))[0]
     paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
@@ -117,19 +118,24 @@ def _rename(model: ir.Model, module: CapturedModule, example: ExampleInputs) -> 
             name = "_".join(re.sub(r"\W", "", pytree.keystr((key,))) for key in path)
             value.name = f"{name}_output" if name in taken else name
             taken.add(value.name)
-    symbols = {
-        str(value.shape[0]) for value in model.graph.inputs if value.shape and not isinstance(value.shape[0], int)
-    }
-    if len(symbols) != 1:
-        return
-    pattern = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    names = _axis_names(model, module)
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
     for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
-        if value.shape is not None:
-            value.shape = ir.Shape([_renamed(size, pattern) for size in value.shape])
+        if names and value.shape is not None:
+            value.shape = ir.Shape([_renamed(size, pattern, names) for size in value.shape])
 
 
-def _renamed(size: Any, pattern: re.Pattern[str]) -> int | str | None:
-    """A size in terms of ``batch``; an unknown one stays unknown: one name would make all of them equal."""
+def _axis_names(model: ir.Model, module: CapturedModule) -> dict[str, str]:
+    """The exporter's symbols for sizes of the inputs → ``batch``, and the names of the sizes that are free."""
+    shapes = [value.shape or () for value in model.graph.inputs]
+    free = {axis: size.name for size in module.sizes for axis in size.axes}
+    names = {str(shapes[i][axis]): name for (i, axis), name in free.items() if not isinstance(shapes[i][axis], int)}
+    batches = {str(shape[0]) for shape in shapes if shape and not isinstance(shape[0], int)}
+    return {**dict.fromkeys(batches, "batch"), **names} if len(batches) == 1 else names
+
+
+def _renamed(size: Any, pattern: re.Pattern[str], names: Mapping[str, str]) -> int | str | None:
+    """A size in terms of those of the inputs; an unknown one stays unknown: one name would make all of them equal."""
     if isinstance(size, int) or size.value is None:
         return size if isinstance(size, int) else None
-    return pattern.sub("batch", str(size))
+    return pattern.sub(lambda found: names[found[0]], str(size))

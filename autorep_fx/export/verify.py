@@ -5,7 +5,9 @@ Needs no torch: what torch computed is stored in the file.
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Verification:
         comparisons: Nominal comparisons counted in the graph, for one sample.
         largest_difference: Largest output difference to torch, relative to the largest output.
         batches: Batch sizes that were run, each with the optimiser off and on.
+        sizes: Samples of other heights and widths that were run too, where these are free: the shapes of the inputs.
         budget: The budget in the file's metadata.
         plan_digest: Digest of the plan that the file was made from.
     """
@@ -44,6 +47,7 @@ class Verification:
     batches: tuple[int, ...]
     budget: dict[str, float]
     plan_digest: str
+    sizes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
 
 def verify(path: Path | str) -> Verification:
@@ -60,14 +64,31 @@ def verify(path: Path | str) -> Verification:
     problems = []
     if counted != stated:
         problems.append(f"the graph has {counted:,} comparisons, its metadata say {stated:,}")
-    worst, found = _parity(Path(path), metadata)
+    parity = json.loads(metadata["parity"])
+    cases = [_Case.from_json(case) for case in (parity, *parity.get("other_sizes", ()))]
+    batches = BATCHES if "batch" not in metadata else (int(metadata["batch"]),)
+    worst, found = _parity(Path(path), cases, batches, _TOLERANCE[metadata.get("dtype", "float32")])
     problems += found
     if problems:
         raise ParityError(
             f"{path} failed its verification:\n" + "\n".join(f"  {text}" for text in problems),
             fix="Export it again; if it fails again, this is a defect of the exporter or the runtime: report it.",
         )
-    return Verification(counted, worst, BATCHES, json.loads(metadata["budget"]), metadata["plan_digest"])
+    sizes = tuple(tuple(recipe.shape for recipe in case.recipes) for case in cases[1:])
+    return Verification(counted, worst, batches, json.loads(metadata["budget"]), metadata["plan_digest"], sizes)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Reference inputs of one size, and the outputs that torch gave for them."""
+
+    recipes: list[InputRecipe]
+    references: list[ReferenceOutput]
+
+    @classmethod
+    def from_json(cls, value: Any) -> _Case:
+        recipes = [InputRecipe(**{**item, "shape": tuple(item["shape"])}) for item in value["inputs"]]
+        return cls(recipes, [ReferenceOutput.from_json(item) for item in value["outputs"]])
 
 
 def _metadata(model: onnx.ModelProto, path: Path | str) -> dict[str, str]:
@@ -82,11 +103,7 @@ def _metadata(model: onnx.ModelProto, path: Path | str) -> dict[str, str]:
     return found
 
 
-def _parity(path: Path, metadata: dict[str, str]) -> tuple[float, list[str]]:
-    parity = json.loads(metadata["parity"])
-    recipes = [InputRecipe(**{**item, "shape": tuple(item["shape"])}) for item in parity["inputs"]]
-    references = [ReferenceOutput.from_json(item) for item in parity["outputs"]]
-    tolerance = _TOLERANCE[metadata.get("dtype", "float32")]
+def _parity(path: Path, cases: Sequence[_Case], batches: Sequence[int], tolerance: float) -> tuple[float, list[str]]:
     worst, problems = 0.0, []
     for level in (
         onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -98,19 +115,25 @@ def _parity(path: Path, metadata: dict[str, str]) -> tuple[float, list[str]]:
         except Exception as error:  # an operator that it lacks for a type, for example
             problems.append(f"onnxruntime cannot load it: {error}")
             continue
-        for batch in BATCHES:
-            where = f"at batch {batch} with the optimiser {'off' if 'DISABLE' in str(level) else 'on'}"
+        for case, batch in itertools.product(cases, batches):
+            where = f"at batch {batch}" + ("" if case is cases[0] else f" of {_shapes(case.recipes)}")
+            where += f" with the optimiser {'off' if 'DISABLE' in str(level) else 'on'}"
+            samples = max(batches)
             try:
-                outputs = session.run(None, reference_inputs(recipes, batch))
+                outputs = session.run(None, reference_inputs(case.recipes, batch, samples))
             except Exception as error:  # onnxruntime raises many types; each is a failed parity
                 problems.append(f"{where} onnxruntime failed: {error}")
                 continue
-            difference, text = _compare(outputs, references, batch)
+            difference, text = _compare(outputs, case.references, batch, samples)
             worst = max(worst, difference)
             problems += [f"{where} {t}" for t in text]
             if not difference <= tolerance:
                 problems.append(f"{where} outputs differ by {difference:.3g} (allowed: {tolerance:.3g})")
     return worst, problems
+
+
+def _shapes(recipes: Sequence[InputRecipe]) -> str:
+    return ", ".join("×".join(map(str, recipe.shape)) for recipe in recipes)
 
 
 def _session(path: Path, level: Any) -> Any:
@@ -120,7 +143,9 @@ def _session(path: Path, level: Any) -> Any:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _compare(outputs: list[Any], references: list[ReferenceOutput], batch: int) -> tuple[float, list[str]]:
+def _compare(
+    outputs: list[Any], references: list[ReferenceOutput], batch: int, samples: int
+) -> tuple[float, list[str]]:
     worst, problems = 0.0, []
     if len(outputs) != len(references):
         return float("inf"), [f"there are {len(outputs)} outputs, torch gave {len(references)}"]
@@ -131,7 +156,7 @@ def _compare(outputs: list[Any], references: list[ReferenceOutput], batch: int) 
         values = output.reshape(batch, -1).astype(np.float64)
         if not np.isfinite(values).all():
             problems.append(f"output {index} is not finite")
-        elif batch == SAMPLES and values.size > 1 and np.ptp(values) == 0:
+        elif batch == samples and values.size > 1 and np.ptp(values) == 0:
             problems.append(f"output {index} is constant ({values.flat[0]:.6g})")
         difference = np.abs(values[:, reference.positions] - reference.values[:batch]).max()
         worst = max(worst, float(difference) / max(reference.scale, 1e-30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import DataError
-from autorep_fx.passes.inputs import ExampleInputs, batch_size
+from autorep_fx.passes.inputs import ExampleInputs
 
 __all__ = ["TARGET_KEYS", "check_iterable", "collect_samples", "count_batches", "set_epoch", "split_batch"]
 
@@ -91,24 +92,41 @@ def count_batches(data: Any, name: str) -> int:
     return int(number)
 
 
-def collect_samples(data: Iterable[Any], count: int) -> ExampleInputs:
-    """The inputs of the first ``count`` samples, in one batch."""
+def collect_samples(data: Iterable[Any], count: int, like: ExampleInputs) -> ExampleInputs:
+    """The inputs of the first ``count`` samples, in one batch; with free sizes only those of the first batch's.
+
+    Args:
+        data: Batches ``(inputs, targets)``.
+        count: How many samples; where the batch is fixed, as many as it has.
+        like: Inputs that say which of the tensors are batched, and whether the batch is fixed.
+
+    Raises:
+        DataError: There is no batch.
+    """
+    count = like.size if like.fixed_batch else count
     parts: list[ExampleInputs] = []
     for batch in data:
-        parts.append(split_batch(batch)[0])
+        part = replace(split_batch(batch)[0], batched=like.flags(), any_size=like.any_size)
+        if like.any_size and parts and _shapes(part) != _shapes(parts[0]):
+            continue
+        parts.append(part)
         if sum(part.size for part in parts) >= count:
             break
     if not parts:
         raise DataError("The data hold no batch.", fix="Pass data with at least one batch.")
-    return _concatenate(parts).resized(min(count, sum(part.size for part in parts)))
+    found = sum(part.size for part in parts)
+    joined = _concatenate(parts).resized(count if like.fixed_batch else min(count, found))
+    return replace(joined, fixed_batch=like.fixed_batch)
+
+
+def _shapes(inputs: ExampleInputs) -> list[Any]:
+    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
+    return [leaf.shape[int(b) :] for leaf, b in zip(leaves, inputs.flags(), strict=True) if isinstance(leaf, Tensor)]
 
 
 def _concatenate(parts: list[ExampleInputs]) -> ExampleInputs:
     flat = [pytree.tree_flatten((part.args, dict(part.kwargs))) for part in parts]
-    size = batch_size(flat[0][0])
-    leaves = []
-    for column in zip(*(leaves for leaves, _ in flat), strict=True):
-        batched = isinstance(column[0], Tensor) and column[0].dim() > 0 and column[0].shape[0] == size
-        leaves.append(torch.cat(column) if batched else column[0])
+    columns = zip(parts[0].flags(), zip(*(leaves for leaves, _ in flat), strict=True), strict=True)
+    leaves = [torch.cat(column) if batched else column[0] for batched, column in columns]
     args, kwargs = pytree.tree_unflatten(leaves, flat[0][1])
-    return ExampleInputs(args, kwargs)
+    return replace(parts[0], args=args, kwargs=kwargs)

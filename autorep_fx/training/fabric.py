@@ -82,11 +82,10 @@ def share_of(inputs: ExampleInputs, targets: Any, rank: int, world: int) -> tupl
     if world == 1:
         return inputs, targets, 1.0
     size = inputs.size
+    own = inputs.map(lambda tensor: tensor[rank::world])
 
     def take(value: Any) -> Any:
         batched = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == size
         return value[rank::world] if batched else value
 
-    args, kwargs = pytree.tree_map(take, (inputs.args, dict(inputs.kwargs)))
-    own = ExampleInputs(args, kwargs)
     return own, pytree.tree_map(take, targets), own.size * world / size

@@ -175,7 +175,7 @@ class GatedModel(nn.Module):
         """Set and return the inputs to calibrate and measure ranges on: the first samples of epoch 0."""
         if not isinstance(batches, ExampleInputs):
             set_epoch(batches, 0)
-            batches = collect_samples(batches, self.config.calibration.samples)
+            batches = collect_samples(batches, self.config.calibration.samples, self.example)
         self.sample = batches.to(device=self.phase.device)
         return self.sample
 

@@ -117,8 +117,7 @@ class Stepper:
         device = self.fabric.device
         inputs = inputs.to(device=device)
         if self.execution.channels_last:
-            args, kwargs = pytree.tree_map(_channels_last, (inputs.args, dict(inputs.kwargs)))
-            inputs = ExampleInputs(args, kwargs)
+            inputs = inputs.map(_channels_last)
         return inputs, pytree.tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), targets), weight
 
     def state(self) -> dict[str, Any]:
@@ -131,10 +130,8 @@ class Stepper:
         self.fabric.strategy.precision.load_state_dict(state["precision"])
 
 
-def _channels_last(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dim() == 4:
-        return value.contiguous(memory_format=torch.channels_last)
-    return value
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
 def move(module: nn.Module, fabric: Any, execution: ExecutionConfig) -> nn.Module:

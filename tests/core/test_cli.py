@@ -220,7 +220,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autorep_fx.api.finetune", interrupt)
+    monkeypatch.setattr("autorep_fx.compilation.finetune", interrupt)
     result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(out)])
     assert result.exit_code == 130
     assert "--resume" in result.output

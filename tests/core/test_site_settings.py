@@ -153,3 +153,27 @@ def test_shares_that_do_not_fit_are_refused(model: nn.Module) -> None:
         compiled(model, "50%", sites={"relu": {"budget": 257}})
     with pytest.raises(ConfigError, match="mode 'keep'"):
         compiled(model, "50%", sites={"relu": {"budget": 3, "mode": "keep"}})
+
+
+class _Twice(nn.Module):
+    """Two modules compare one value, a third another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu_a, self.relu_b, self.relu_c = nn.ReLU(), nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.relu_c(self.second(self.relu_a(y))) + self.relu_b(y)
+
+
+@pytest.mark.parametrize("key", ["relu_b", "relu_a", "name:relu_b", "*_b"])
+def test_merged_calls_go_by_the_names_of_all(key: str) -> None:
+    """The second of two equal calls is gone; its name still means the site that stands for both."""
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert "also relu_b" in str(autorep_fx.inspect(_Twice(), x))
+    compiled = autorep_fx.transform(_Twice(), "40%", example_inputs=x, config={"sites": {key: {"mode": "replace"}}})
+    assert {s.name: s.comparisons for s in compiled.plan.sites}["relu_a"] == 0
+    changed = autorep_fx.transform(_Twice(), "40%", example_inputs=x, config={"substitute": {key: "gelu"}})
+    assert [s.kind for s in changed.plan.sites] == ["gelu", "relu"]
