@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autorep_fx.api import transform
+    from autorep_fx.api import sweep, transform
     from autorep_fx.artifact import load
     from autorep_fx.budget import Budget
     from autorep_fx.compiled import Compiled
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autorep_fx.cost import count_comparisons
     from autorep_fx.errors import AutorepError
     from autorep_fx.inspection import Inspection, inspect
+    from autorep_fx.pareto import Sweep
     from autorep_fx.pipeline import run_pipeline
     from autorep_fx.plan import Plan
     from autorep_fx.stages import (
@@ -42,6 +43,7 @@ __all__ = [
     "Inspection",
     "PipelineConfig",
     "Plan",
+    "Sweep",
     "TransformConfig",
     "calibrate",
     "canonicalize",
@@ -55,6 +57,7 @@ __all__ = [
     "prepare",
     "project",
     "run_pipeline",
+    "sweep",
     "train_gates",
     "transform",
 ]
@@ -75,7 +78,9 @@ _HOMES = {
     "inspect": "inspection",
     "kd_loss": "training.objective",
     "load": "artifact",
+    "Sweep": "pareto",
     "run_pipeline": "pipeline",
+    "sweep": "api",
     "transform": "api",
 } | dict.fromkeys(
     (

@@ -14,21 +14,23 @@ from autorep_fx.budget import Budget
 from autorep_fx.compilation import Request, compile_model
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import TransformConfig
-from autorep_fx.errors import DataError
+from autorep_fx.errors import BudgetInfeasibleError, ConfigError, DataError
 from autorep_fx.files import output_directory
+from autorep_fx.pareto import LADDER, Sweep, run_path
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.batches import set_epoch, split_batch
 from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.history import Callback
 from autorep_fx.training.objective import Objective
 
-__all__ = ["transform"]
+__all__ = ["sweep", "transform"]
 
 
 def transform(
     model: nn.Module | torch.export.ExportedProgram,
-    budget: Any,
+    budget: Any = None,
     *,
+    max_metric_drop: float | None = None,
     data: Iterable[Any] | None = None,
     val_data: Iterable[Any] | None = None,
     example_inputs: Any = None,
@@ -51,7 +53,10 @@ def transform(
         model: The trained model, or an exported program of it with a dynamic batch. It is never changed.
         budget: ``12900`` or ``"12.9K"`` comparisons in total, ``"5%"`` or ``0.05`` of the gateable ones, ``0``
             for none,
-            or a :class:`Budget`.
+            or a :class:`Budget`. None with ``max_metric_drop``.
+        max_metric_drop: Instead of a budget: look for the cheapest model whose metric on ``val_data`` is at most so
+            much below the original's, 0.01 for one point of accuracy. Falling budgets are tried
+            (:data:`autorep_fx.pareto.LADDER`), each starting from the one before.
         data: Re-iterable batches ``(inputs, targets)``, or mappings with the targets under ``labels`` or the like.
         val_data: The same; it selects the epoch that is kept and is reported, nothing is trained on it.
         example_inputs: A tensor ``(N, ...)``, a tuple of positional or a mapping of keyword arguments. By default the
@@ -80,6 +85,18 @@ def transform(
         NonFiniteError: Data, loss or outputs are NaN or infinite.
         OutputError: ``out_dir`` cannot be written.
     """
+    if max_metric_drop is not None:
+        if budget is not None:
+            raise ConfigError(
+                "Either a budget or max_metric_drop decides.", received=f"budget {budget!r} and {max_metric_drop}",
+                fix="Leave one of them out; autorep_fx.sweep takes budgets to try.",
+            )  # fmt: skip
+        found = sweep(
+            model, max_metric_drop=max_metric_drop, search=True, data=data, val_data=val_data,
+            example_inputs=example_inputs, config=config, loss=loss, metric=metric, forward=forward, out_dir=out_dir,
+            resume=resume, seed=seed, device=device, callbacks=callbacks,
+        )  # fmt: skip
+        return _winner(found)
     wanted = Budget.parse(budget)
     request, target = _request(
         model, wanted, data=data, val_data=val_data, example_inputs=example_inputs, config=config, loss=loss,
@@ -88,9 +105,66 @@ def transform(
     return compile_model(request, wanted, target=target, resume=resume)
 
 
+def sweep(
+    model: nn.Module | torch.export.ExportedProgram,
+    budgets: Iterable[Any] = LADDER,
+    *,
+    max_metric_drop: float = 0.01,
+    search: bool = False,
+    **arguments: Any,
+) -> Sweep:
+    """Compile ``model`` to falling budgets, each from where the one before ended, and find the cheapest good one.
+
+    Args:
+        model: As for :func:`transform`.
+        budgets: The budgets; by default a ladder from 50 % to 0.
+        max_metric_drop: What the metric on ``val_data`` may fall by, for the winner.
+        search: Stop when two budgets in a row have fallen by more.
+        **arguments: As for :func:`transform`. ``out_dir`` gets a folder per budget, ``sweep.json``, ``sweep.html``
+            and ``best/``, a copy of the winner's folder; ``resume=True`` takes up what was finished there.
+
+    Returns:
+        A row per budget, and the winner's compiled model.
+
+    Raises:
+        AutorepError: As of :func:`transform`.
+    """
+    wanted = [Budget.parse(budget) for budget in budgets]
+    if not wanted or not max_metric_drop >= 0:
+        raise ConfigError(
+            "A sweep needs budgets, and a drop that is no less than 0.",
+            received=f"{len(wanted)} budgets, max_metric_drop {max_metric_drop}",
+            fix='Pass for example ["10%", "2.6%", "0%"] and 0.01.',
+        )
+    resume = bool(arguments.get("resume", False))
+    request, target = _request(model, None, **{**_DEFAULTS, **arguments})
+    return run_path(request, wanted, max_drop=max_metric_drop, search=search, target=target, resume=resume)
+
+
+_DEFAULTS: Mapping[str, Any] = {
+    "data": None, "val_data": None, "example_inputs": None, "config": None, "loss": None, "metric": None,
+    "forward": None, "out_dir": None, "resume": False, "seed": 0, "device": None, "callbacks": (),
+}  # fmt: skip
+
+
+def _winner(found: Sweep) -> Compiled:
+    """The cheapest good model of a search.
+
+    Raises:
+        BudgetInfeasibleError: There is none.
+    """
+    if found.best is None:
+        raise BudgetInfeasibleError(
+            f"No budget that was tried keeps the metric within {found.max_drop:g} of the original.",
+            received="\n" + str(found),
+            fix="Allow a larger drop, or train longer (training.epochs, finetune.epochs).",
+        )
+    return found.best
+
+
 def _request(
-    model: Any, budget: Budget, *, data: Any, val_data: Any, example_inputs: Any, config: Any, loss: Any, metric: Any,
-    forward: Any, out_dir: Any, resume: bool, seed: int, device: str | None, callbacks: Sequence[Callback],
+    model: Any, budget: Budget | None, *, data: Any, val_data: Any, example_inputs: Any, config: Any, loss: Any,
+    metric: Any, forward: Any, out_dir: Any, resume: bool, seed: int, device: str | None, callbacks: Sequence[Callback],
 ) -> tuple[Request, Path | None]:  # fmt: skip
     """The arguments of a call, checked before any work, and the folder for the result."""
     settings, seed, device = settled(config, budget, seed, device)

@@ -64,7 +64,9 @@ def _require_example(data: Any, example_inputs: Any) -> None:
         )
 
 
-def settled(config: Any, budget: Budget, seed: int, device: str | None) -> tuple[TransformConfig, int, str | None]:
+def settled(
+    config: Any, budget: Budget | None, seed: int, device: str | None
+) -> tuple[TransformConfig, int, str | None]:
     """Settings, seed and device; what a file says must not contradict an argument.
 
     Raises:
@@ -84,7 +86,7 @@ def settled(config: Any, budget: Budget, seed: int, device: str | None) -> tuple
         if rest.pop(name, None) is not None
     ]
     stated = rest.pop("budget", None)
-    if stated is not None and Budget.parse(stated) != budget:
+    if budget is not None and stated is not None and Budget.parse(stated) != budget:
         problems.append(f"the settings ask for {Budget.parse(stated)}, the argument for {budget}")
     own_seed, own_device = rest.pop("seed", None), rest.pop("device", None)
     if own_seed is not None and seed not in (0, own_seed):

@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from autorep_fx import __version__
+from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError
 
 __all__ = ["app", "main"]
@@ -24,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Compile PyTorch models to a budget of secure comparisons.",
 )  # fmt: skip
+app.command()(sweep)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
 

@@ -34,7 +34,7 @@ from autorep_fx.training.objective import Objective
 from autorep_fx.training.ranges import beyond_range
 from autorep_fx.training.trainer import GateTrainer
 
-__all__ = ["Request", "compile_model", "evaluate_original"]
+__all__ = ["Request", "compile_model", "evaluate_original", "metric_name"]
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,13 @@ def _with_metrics(request: Request, compiled: Compiled) -> Compiled:
     after = evaluate(compiled.module, request.val_data, request.objective)
     if before is None or after is None:
         return compiled
-    metric = request.objective.metric
-    name = "accuracy" if metric is None else getattr(metric, "__name__", "metric")
+    name = metric_name(request.objective)
     return replace(compiled, metrics={"original, torch": before, "compiled, torch": after}, metric_name=name)
+
+
+def metric_name(objective: Objective) -> str:
+    """``accuracy``, or the name of the user's function."""
+    return "accuracy" if objective.metric is None else getattr(objective.metric, "__name__", "metric")
 
 
 def evaluate_original(request: Request) -> float | None:

@@ -7,12 +7,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from autorep_fx.api import transform
+from autorep_fx.api import sweep, transform
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_pipeline, to_yaml
@@ -21,6 +22,7 @@ from autorep_fx.errors import ConfigError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.inspection import Inspection, inspect
 from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
+from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
 from autorep_fx.training.base import train_base
@@ -29,7 +31,7 @@ from autorep_fx.training.fabric import resolve_device
 from autorep_fx.training.history import Callback
 from autorep_fx.training.objective import Objective
 
-__all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline"]
+__all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline", "run_sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,16 +56,52 @@ def run_pipeline(
         AutorepError: Whatever :func:`autorep_fx.transform` raises.
     """
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
+    model, arguments = _prepared(settings, out_dir, resume, callbacks)
+    return transform(model, settings.budget, **arguments)
+
+
+def run_sweep(
+    config: PipelineConfig | Path | str,
+    out_dir: Path | str,
+    *,
+    budgets: Sequence[Any] = LADDER,
+    max_metric_drop: float = 0.01,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Sweep:
+    """Run a pipeline at falling budgets, whatever budget its file names; see :func:`autorep_fx.sweep`.
+
+    Args:
+        config: A pipeline file, or its settings.
+        out_dir: Folder for the results; made if needed.
+        budgets: The budgets.
+        max_metric_drop: What the metric may fall by, for the winner.
+        resume: Take up what is finished in ``out_dir``.
+        callbacks: Called with every logged point of training.
+
+    Raises:
+        ConfigError: The file is invalid.
+        AutorepError: Whatever :func:`autorep_fx.transform` raises.
+    """
+    settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
+    model, arguments = _prepared(settings, out_dir, resume, callbacks)
+    return sweep(model, budgets, max_metric_drop=max_metric_drop, **arguments)
+
+
+def _prepared(
+    settings: PipelineConfig, out_dir: Path | str, resume: bool, callbacks: Sequence[Callback]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a pipeline and the arguments of its transformation; the settings are written."""
     target = output_directory(out_dir)
     objective = load_objective(settings.objective)
     splits = load_splits(settings, resolve_device(settings.device))
     write_text(target / "pipeline.yaml", to_yaml(settings))
     model = _relu_model(settings, splits, objective, target, resume, callbacks)
-    return transform(
-        model, settings.budget, data=splits.train, val_data=splits.validation, config=settings.transform_config(),
-        out_dir=target, resume=resume, seed=settings.seed, device=settings.device, callbacks=callbacks,
-        loss=objective.loss, metric=objective.metric, forward=objective.forward,
-    )  # fmt: skip
+    return model, {
+        "data": splits.train, "val_data": splits.validation, "config": settings.transform_config(), "out_dir": target,
+        "resume": resume, "seed": settings.seed, "device": settings.device, "callbacks": callbacks,
+        "loss": objective.loss, "metric": objective.metric, "forward": objective.forward,
+    }  # fmt: skip
 
 
 def _relu_model(
