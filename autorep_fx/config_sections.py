@@ -158,6 +158,9 @@ class ExecutionConfig(Section):
     compile: bool = Field(False, description="torch.compile for model and teacher.")
     fuse: bool | None = Field(None, description="Compile the gates alone; unset: where a compiler is and the run is "
                               "long enough to pay for it.")  # fmt: skip
+    recompute: bool = Field(
+        False, description="Compute inputs of gates after a batch norm again instead of keeping them."
+    )
     accumulate: int = Field(1, ge=1, description="Batches per optimiser step.")
     sync_norms: bool = Field(False, description="Batch norm statistics over all processes.")
     deterministic: bool = Field(

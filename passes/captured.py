@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from autorep_fx.errors import DataError
+from autorep_fx.gates.norm_gate import norm_then_gate
 from autorep_fx.passes.graphs import is_call
 from autorep_fx.passes.inputs import batch_size
 from autorep_fx.passes.sizes import FreeSize, check_batch, check_sizes
@@ -70,7 +71,7 @@ def cumulative_batch_norm(
     return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
 
 
-_BATCH_NORMS = (torch.ops.aten.batch_norm.default, cumulative_batch_norm)
+_BATCH_NORMS = (torch.ops.aten.batch_norm.default, cumulative_batch_norm, norm_then_gate)
 
 
 class CapturedModule(fx.GraphModule):
@@ -148,7 +149,7 @@ def _require_spread(node: fx.Node) -> None:
 
 def _set_training(node: fx.Node, mode: bool) -> bool:
     """Set the training argument of a norm or dropout call; returns whether that changed anything."""
-    if is_call(node, cumulative_batch_norm):
+    if is_call(node, cumulative_batch_norm, norm_then_gate):
         position = 5
     elif node.target in TRAINING_ARGUMENT and node.op == "call_function":
         position = TRAINING_ARGUMENT[node.target]

@@ -97,14 +97,11 @@ class InsertGatesPass(Pass):
 
 
 def gates_of(module: fx.GraphModule) -> dict[str, GatedActivation]:
-    """Gates by site name, in execution order."""
-    result = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            gate = module.get_submodule(str(node.target))
-            if isinstance(gate, GatedActivation):
-                result[gate.site.name] = gate
-    return result
+    """Gates by site name, in execution order; also those that another call of the graph takes as an argument."""
+    modules = dict(module.named_modules())
+    nodes = (node for node in module.graph.nodes if node.op in ("call_module", "get_attr"))
+    gates = (modules.get(str(node.target)) for node in nodes)
+    return {gate.site.name: gate for gate in gates if isinstance(gate, GatedActivation)}
 
 
 def _parameters(node: fx.Node) -> list[fx.Node]:

@@ -165,12 +165,21 @@ class GatedActivation(nn.Module):
         if self.soft:
             return torch.lerp(self.polynomial(x), self.activation(x, *parameters), self.score)
         axis = self.site.channel_axis + 1
+        return gate(x, self.kept, self.score, self.coefficients, axis, self.bodies, *parameters)
+
+    @property
+    def bodies(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What it computes over the whole tensor, forward and backward."""
+        axis = self.site.channel_axis + 1
         if self.compiled:
-            bodies = compiled_bodies(self.activation, axis, self.site.shape)
-        else:
-            eager = Bodies(self.activation, axis)
-            bodies = eager.forward, eager.backward
-        return gate(x, self.kept, self.score, self.coefficients, axis, bodies, *parameters)
+            return compiled_bodies(self.activation, axis, self.site.shape)
+        eager = Bodies(self.activation, axis)
+        return eager.forward, eager.backward
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a call does nothing but mix by the state."""
+        return self.handler is None and self.mode == "run" and not self.soft and self.parameter is None
 
     def fall_back(self, fallback: Literal["linear", "kept"] | None) -> None:
         """Fit with degree 1 from now on, keep the activation for good, or neither."""

@@ -12,7 +12,7 @@ times the memory.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from autorep_fx.gates.operation import Operation
 
-__all__ = ["Bodies", "compiled_bodies", "gate"]
+__all__ = ["Bodies", "compiled_bodies", "gate", "gate_gradients"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,13 @@ class Bodies:
     Attributes:
         activation: The activation, of the input and of its parameters, if it has any.
         axis: Channel axis of the input ``(N, *shape)``.
+        traced: Whether ``torch.compile`` is to take the bodies over: it follows ``torch.func``, which outside of it
+            does not go together with hooks on saved tensors.
     """
 
     activation: Callable[..., Tensor]
     axis: int
+    traced: bool = False
 
     def forward(self, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor) -> Tensor:
         """``a(x)`` where kept, the polynomial elsewhere; computed in the wider of the dtypes, returned in that of x."""
@@ -46,8 +49,7 @@ class Bodies:
         self, g: Tensor, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Gradient of ``x``; the sums over the batch, ``(degree + 2, *shape)``; gradients of the parameters."""
-        activation, pull = torch.func.vjp(self.activation, x, *parameters)  # type: ignore[misc]
-        to_x, *to_parameters = pull(torch.where(kept, g, 0.0))
+        activation, (to_x, *to_parameters) = self._pulled(torch.where(kept, g, 0.0), x, *parameters)
         slope = self._horner(x, _derivative(coefficients))
         # Written into a tensor of x's layout: where() would take that of the state, and the layer before this one
         # would round differently.
@@ -58,6 +60,16 @@ class Bodies:
             power = g if k == 0 else power * x
             sums.append(power.sum(0))
         return to_x, torch.stack([*sums, (g * activation).sum(0)]), tuple(to_parameters)
+
+    def _pulled(self, g: Tensor, *tensors: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The activation, and the gradients of all that it takes."""
+        if self.traced:
+            activation, pull = torch.func.vjp(self.activation, *tensors)  # type: ignore[misc]
+            return activation, pull(g)
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+            activation = self.activation(*leaves)
+        return activation.detach(), torch.autograd.grad(activation, leaves, g)
 
     def _horner(self, x: Tensor, coefficients: Tensor) -> Tensor:
         shape = [1] * x.dim()
@@ -88,7 +100,7 @@ def compiled_bodies(
         axis: Channel axis of the input ``(N, *shape)``.
         shape: Of a sample; a code of its own per shape runs faster than one for all.
     """
-    bodies = Bodies(operation, axis)
+    bodies = Bodies(operation, axis, traced=True)
     return torch.compile(bodies.forward, dynamic=False), torch.compile(bodies.backward, dynamic=False)
 
 
@@ -107,18 +119,37 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, score, coefficients, *parameters = ctx.saved_tensors
         to_x, sums, to_parameters = ctx.body(gradients[0], x, kept, coefficients, *parameters)
-        *powers, activation = sums.unbind(0)
-        to_score = to_coefficients = None
-        if ctx.needs_input_grad[2]:
-            polynomial = torch.zeros_like(activation)
-            for coefficient, power in zip(coefficients, powers, strict=True):
-                polynomial = polynomial + coefficient.view(_per_channel(activation, ctx.axis)) * power
-            to_score = (activation - polynomial).sum_to_size(score.shape).to(score.dtype) * F.softplus(score)
-        if ctx.needs_input_grad[3]:
-            replaced = (~kept).to(sums.dtype)
-            others = [axis + 1 for axis in range(activation.dim()) if axis != ctx.axis - 1]
-            to_coefficients = (torch.stack(powers) * replaced).sum(others) if others else torch.stack(powers) * replaced
+        needed = ctx.needs_input_grad
+        to_score, to_coefficients = gate_gradients(sums, kept, score, coefficients, ctx.axis, needed[2], needed[3])
         return to_x, None, to_score, to_coefficients, None, None, *to_parameters
+
+
+def gate_gradients(
+    sums: Tensor, kept: Tensor, score: Tensor, coefficients: Tensor, axis: int, of_score: bool, of_coefficients: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of scores and coefficients, where they are asked for, from the sums over the batch.
+
+    Args:
+        sums: ``(degree + 2, *shape)``, as :meth:`Bodies.backward` gives them.
+        kept: State.
+        score: Scores, of the shape of ``kept``.
+        coefficients: ``(degree + 1, C)``.
+        axis: Channel axis of the input ``(N, *shape)``.
+        of_score: Whether the first is asked for.
+        of_coefficients: Whether the second is.
+    """
+    *powers, activation = sums.unbind(0)
+    to_score = to_coefficients = None
+    if of_score:
+        polynomial = torch.zeros_like(activation)
+        for coefficient, power in zip(coefficients, powers, strict=True):
+            polynomial = polynomial + coefficient.view(_per_channel(activation, axis)) * power
+        to_score = (activation - polynomial).sum_to_size(score.shape).to(score.dtype) * F.softplus(score)
+    if of_coefficients:
+        replaced = torch.stack(powers) * (~kept).to(sums.dtype)
+        others = [dim + 1 for dim in range(activation.dim()) if dim != axis - 1]
+        to_coefficients = replaced.sum(others) if others else replaced
+    return to_score, to_coefficients
 
 
 def _per_channel(value: Tensor, axis: int) -> list[int]:

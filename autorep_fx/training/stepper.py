@@ -17,7 +17,9 @@ from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.batches import split_batch
 from autorep_fx.training.fabric import share_of
+from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.phases import Phase
+from autorep_fx.training.recompute import recomputing
 from autorep_fx.training.schedule import learning_rate
 
 __all__ = ["Stepper"]
@@ -41,13 +43,15 @@ class Stepper:
 
     def begin(self, phase: Phase) -> None:
         """Move the phase's module to the device, and make its optimiser."""
-        self.phase = phase
+        self.phase, self._graphs = phase, contextlib.ExitStack()
         module = self.fabric.to_device(phase.module)
         if self.execution.channels_last:
             module.to(memory_format=torch.channels_last)
         for part in module.modules():
             if isinstance(part, GatedActivation):
                 part.compiled = self._fuses()
+        if isinstance(module, GatedModel):
+            self._graphs.enter_context(recomputing(module.network, wanted=self.execution.recompute))
         optimizer = phase.optimizer()
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -68,7 +72,8 @@ class Stepper:
         return shutil.which("g++") is not None
 
     def end(self) -> None:
-        """Let go of optimiser and wrapper."""
+        """Let go of optimiser and wrapper, and give the module its own graph back."""
+        self._graphs.close()
         for part in self.phase.module.modules():
             if isinstance(part, GatedActivation):
                 part.compiled = False
