@@ -12,7 +12,6 @@ autograd holds for the backward pass, every storage counted once, parameters lef
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -28,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autorep_fx
-from autorep_fx.gates import GatedActivation
 from autorep_fx.models_zoo import create, input_shape
 from autorep_fx.training.recompute import recomputing
 
@@ -72,7 +70,16 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     for gate in gated.gates.values():
         gate.kept.copy_(torch.rand(gate.kept.shape, generator=generator) < 0.026)
-    _set_form(gated, form)
+    for gate in gated.gates.values():
+        gate.compiled = "compiled" in form
+    with recomputing(gated.network, wanted="recomputed" in form):
+        return _compared(form, model, gated, x, y, options)
+
+
+def _compared(
+    form: str, model: nn.Module, gated: autorep_fx.GatedModel, x: Tensor, y: Tensor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Memory, and times of alternating steps."""
     (plain, plain_step), (ours, gated_step) = (_step(network, x, y, options) for network in (model, gated))
     memory = [_saved_bytes(forward, network) for forward, network in ((plain, model), (ours, gated))]
     begin = time.perf_counter()
@@ -93,14 +100,6 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, Any]:
         "plain_mb": memory[0] / 1e6, "gated_mb": memory[1] / 1e6, "memory_ratio": memory[1] / memory[0],
         "first_step_s": first,
     }  # fmt: skip
-
-
-def _set_form(gated: autorep_fx.GatedModel, form: str) -> None:
-    for part in gated.modules():
-        if isinstance(part, GatedActivation):
-            part.compiled = "compiled" in form
-    if "recomputed" in form:
-        contextlib.ExitStack().enter_context(recomputing(gated.network))
 
 
 def _step(network: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> tuple[Step, Step]:
