@@ -19,6 +19,7 @@ from autorep_fx.training.batches import split_batch
 from autorep_fx.training.fabric import share_of
 from autorep_fx.training.phases import Phase
 from autorep_fx.training.schedule import learning_rate
+from autorep_fx.training.sync_norms import SyncNorms
 
 __all__ = ["Stepper"]
 
@@ -93,7 +94,7 @@ class Stepper:
             inputs, targets, weight = self._on_device(batch)
             weight /= len(batches)
             with self._synchronised(last=index + 1 == len(batches)):
-                with self.fabric.autocast():
+                with self.fabric.autocast(), self._norms():
                     loss = phase.loss(self._call, inputs, targets)
                 losses.append(loss.detach())
                 if check is not None:
@@ -111,6 +112,10 @@ class Stepper:
                 yield
         else:
             yield
+
+    def _norms(self) -> contextlib.AbstractContextManager[Any]:
+        """The statistics that batch norms go by: those of all processes, or of each."""
+        return SyncNorms() if self.parallel and self.execution.sync_norms else contextlib.nullcontext()
 
     def _on_device(self, batch: Any) -> tuple[ExampleInputs, Any, float]:
         inputs, targets, weight = share_of(*split_batch(batch), self.fabric.global_rank, self.fabric.world_size)
