@@ -112,6 +112,10 @@ class Loop:
         self.record.load(found.progress, found.best)
         self.resumed = found
         logger.info("resumed in phase %s after %d epochs and %d batches", name, epoch, batch)
+        if not self.source.can_resume:
+            logger.warning(
+                "the data cannot be taken up inside an epoch: training goes on from the end of epoch %d", epoch
+            )
         return found
 
     def run(self, phase: Phase) -> None:
@@ -237,7 +241,9 @@ class Loop:
         raise StoppedError(
             "Training was asked to stop, and stopped." + lost,
             received="SIGTERM",
-            fix=f"Go on from {good} with resume=True." if good else "Pass out_dir= to be able to resume.",
+            fix=f"Go on from {good} with resume=True, or --resume on the command line."
+            if good
+            else "Pass out_dir= to be able to resume.",
         )
 
     def _save(self, place: _Place) -> None:
