@@ -19,6 +19,7 @@ from autorep_fx.training.averaging import Average
 from autorep_fx.training.batches import count_batches, set_epoch
 from autorep_fx.training.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from autorep_fx.training.collective import any_of, broadcast_together
+from autorep_fx.training.environment import deterministic_algorithms
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.health import LOOK_EVERY, check_loss
 from autorep_fx.training.history import Callback
@@ -132,7 +133,7 @@ class Loop:
         if reached > number:
             return
         self.stepper.begin(phase)
-        with StopRequest() as stop:
+        with StopRequest() as stop, deterministic_algorithms(self.stepper.execution.deterministic):
             place = _Place(phase, number, 0, 0, Average(phase.module, phase.ema) if phase.ema else None, stop)
             if reached == number:
                 self._go_to(place)
