@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autorep_fx.config import BaseConfig, CheckpointConfig, ExecutionConfig
+from autorep_fx.config import BaseConfig, CheckpointConfig
 from autorep_fx.errors import CheckpointError, NonFiniteError
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.base import train_base
@@ -111,15 +111,3 @@ def test_a_rate_that_is_too_high_is_told() -> None:
     """As an exploding loss."""
     with pytest.raises(NonFiniteError, match=r"at base"):
         _train(seeded(), config={"lr": 1e9, "warmup": 0.0})
-
-
-def test_deterministic_algorithms_hold_for_the_run_alone() -> None:
-    """They are on while it trains, and as they were afterwards."""
-    seen = []
-    _train(
-        seeded(), execution=ExecutionConfig(deterministic=True), config={"epochs": 1},
-        callbacks=[lambda _: seen.append(torch.are_deterministic_algorithms_enabled())],
-    )  # fmt: skip
-    assert seen
-    assert all(seen)
-    assert not torch.are_deterministic_algorithms_enabled()

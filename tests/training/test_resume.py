@@ -93,16 +93,18 @@ def _saved(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoint").glob("step-*"))
 
 
-@pytest.mark.parametrize(("every", "keep", "expected"), [(1, 3, [4, 5, 6]), (3, 5, [3, 4]), (None, 1, [4])])
-def test_checkpoints_are_saved_every_so_many_steps_and_the_last_are_kept(
-    tmp_path: Path, every: int | None, keep: int, expected: list[int]
+@pytest.mark.parametrize(
+    ("every", "minutes", "keep", "expected"),
+    [(1, None, 3, [4, 5, 6]), (3, None, 5, [3, 4, 6]), (None, None, 1, [4]), (None, 60.0, 2, [4]),
+     (None, 1e-9, 2, [5, 6])],
+)  # fmt: skip
+def test_checkpoints_are_saved_every_so_often_and_the_last_are_kept(
+    tmp_path: Path, every: int | None, minutes: float | None, keep: int, expected: list[int]
 ) -> None:
     """And at the end of each epoch; killed in the 7th step, before it is saved."""
-    checkpoints = {"every_steps": every, "every_minutes": None, "keep": keep}
+    checkpoints = {"every_steps": every, "every_minutes": minutes, "keep": keep}
     with pytest.raises(_KilledError):
         _run(batches(), tmp_path, config={"checkpoints": checkpoints}, callbacks=[_at(7, _kill)])
-    if every == 3:
-        expected = [*expected, 6]
     assert _saved(tmp_path) == expected
 
 
