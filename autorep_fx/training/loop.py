@@ -238,6 +238,7 @@ class Loop:
             self._save(place)
         elif place.batch:
             lost = " The data cannot be taken up inside an epoch: it goes on from the end of the last one."
+        self.fabric.barrier()  # the first process may still be writing
         good = latest(self.saved.folder)
         raise StoppedError(
             "Training was asked to stop, and stopped." + lost,
