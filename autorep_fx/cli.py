@@ -17,7 +17,7 @@ from rich.table import Table
 
 from autorep_fx import __version__
 from autorep_fx.cli_sweep import sweep
-from autorep_fx.errors import AutorepError
+from autorep_fx.errors import AutorepError, StoppedError
 
 __all__ = ["app", "main"]
 
@@ -234,9 +234,12 @@ def _interruptible(advice: str) -> Iterator[None]:
 
 
 def main(args: list[str] | None = None) -> Any:
-    """Entry point: typed errors become one message and exit code 1."""
+    """Entry point: typed errors become one message and exit code 1, or 143 after a SIGTERM."""
     try:
         return app(args, standalone_mode=True)
+    except StoppedError as error:
+        Console(stderr=True).print(_escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(143)
     except AutorepError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

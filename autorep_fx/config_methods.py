@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 __all__ = ["METHODS", "with_method_defaults"]
 
 #: Method → section → key → value. Sources: METHODS.md of the design; papers as named.
@@ -35,12 +37,19 @@ def with_method_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: Settings as written: sections as mappings or as validated sections.
     """
-    training = given.get("training") or {}
-    method = training.get("method") if isinstance(training, Mapping) else training.method
     result = dict(given)
+    method = (_as_written(given.get("training")) or {}).get("method")
     for name, defaults in METHODS.get(str(method), {}).items():
-        section = given.get(name) or {}
-        if not isinstance(section, Mapping):
-            section = section.model_dump(exclude_unset=True)
-        result[name] = {**defaults, **section}
+        section = _as_written(given.get(name))
+        if section is not None:
+            result[name] = {**defaults, **section}
     return result
+
+
+def _as_written(section: Any) -> Mapping[str, Any] | None:
+    """What is said in a section; None for what is no section, which is refused elsewhere."""
+    if isinstance(section, BaseModel):
+        return section.model_dump(exclude_unset=True)
+    if section is None:
+        return {}
+    return section if isinstance(section, Mapping) else None

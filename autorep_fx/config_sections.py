@@ -167,6 +167,15 @@ class ExecutionConfig(Section):
         False, description="Deterministic algorithms only; an operation without one is an error."
     )
 
+    @model_validator(mode="after")
+    def _norms_of_a_compiled_model(self) -> ExecutionConfig:
+        if self.compile and self.sync_norms:
+            raise ValueError(
+                "compile and sync_norms contradict each other: what takes the place of batch norms would not be in the "
+                "compiled code. Set fuse: true to compile the gates alone, or leave sync_norms off"
+            )
+        return self
+
 
 class CheckpointConfig(Section):
     """When the state of training is saved; always at the end of an epoch."""

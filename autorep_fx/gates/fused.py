@@ -43,7 +43,10 @@ class Bodies:
 
     def forward(self, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor) -> Tensor:
         """``a(x)`` where kept, the polynomial elsewhere; computed in the wider of the dtypes, returned in that of x."""
-        return torch.where(kept, self.activation(x, *parameters), self._horner(x, coefficients).to(x.dtype))
+        activation, polynomial = self.activation(x, *parameters), self._horner(x, coefficients).to(x.dtype)
+        # Written into a tensor of x's layout: where() would take that of the state, and the layer before or after
+        # would round differently, or convert.
+        return torch.where(kept, activation, polynomial, out=torch.empty_like(x))
 
     def backward(
         self, g: Tensor, x: Tensor, kept: Tensor, coefficients: Tensor, *parameters: Tensor
@@ -51,8 +54,6 @@ class Bodies:
         """Gradient of ``x``; the sums over the batch, ``(degree + 2, *shape)``; gradients of the parameters."""
         activation, (to_x, *to_parameters) = self._pulled(torch.where(kept, g, 0.0), x, *parameters)
         slope = self._horner(x, _derivative(coefficients))
-        # Written into a tensor of x's layout: where() would take that of the state, and the layer before this one
-        # would round differently.
         to_x = torch.where(kept, to_x, (g * slope).to(x.dtype), out=torch.empty_like(x))
         g = g.to(coefficients.dtype)
         power, sums = g, []

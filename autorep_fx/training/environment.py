@@ -1,10 +1,12 @@
-"""Under what a run was made: versions, code, machine, seed."""
+"""Under what a run is made: versions, code, machine, seed, deterministic algorithms."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from autorep_fx.config import ExecutionConfig
 from autorep_fx.versions import installed
 
-__all__ = ["describe_run"]
+__all__ = ["describe_run", "deterministic_algorithms"]
 
 _PACKAGES = ("autorep-fx", "torch", "numpy", "lightning-fabric", "lightning", "safetensors")
 
@@ -36,6 +38,24 @@ def describe_run(*, seed: int, device: str, execution: ExecutionConfig) -> dict[
         "packages": installed(_PACKAGES),
         "git": _revision(),
     }
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Deterministic algorithms alone while it is entered, if they are wanted; torch's own setting comes back after it.
+
+    An operation without one is torch's RuntimeError, which names it.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS counts as not deterministic
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _revision() -> str | None:

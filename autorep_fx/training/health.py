@@ -24,6 +24,9 @@ LOOK_EVERY = 10
 # A loss so many times above 1 + the first one is no training any more.
 _EXPLOSION = 1e4
 
+# A site so many times its calibrated range outside of it is where it began: those after it only follow.
+_FAR = 10.0
+
 
 def check_loss(
     record: RunRecord, model: nn.Module, when: str, folder: Path | None, loss: Tensor, inputs: ExampleInputs
@@ -63,7 +66,7 @@ def exploded(loss: float, first: float) -> bool:
 
 @torch.no_grad()
 def worst_site(model: nn.Module, inputs: ExampleInputs) -> str:
-    """The first site whose input is not finite, or the one furthest outside its calibrated range.
+    """The first site whose input is not finite or far outside its calibrated range, or else the furthest outside.
 
     Args:
         model: A gated model; any other has no sites.
@@ -92,4 +95,5 @@ def worst_site(model: nn.Module, inputs: ExampleInputs) -> str:
             handle.remove()
     if not found:
         return "no site was calibrated"
-    return "the site whose range exploded: " + max(found, key=lambda item: item[0])[1]
+    first = next((item for item in found if item[0] > _FAR), None)  # in the order of execution
+    return "the site whose range exploded: " + (first or max(found, key=lambda item: item[0]))[1]

@@ -19,6 +19,7 @@ from autorep_fx.training.averaging import Average
 from autorep_fx.training.batches import count_batches, set_epoch
 from autorep_fx.training.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from autorep_fx.training.collective import any_of, broadcast_together
+from autorep_fx.training.environment import deterministic_algorithms
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.health import LOOK_EVERY, check_loss
 from autorep_fx.training.history import Callback
@@ -112,6 +113,10 @@ class Loop:
         self.record.load(found.progress, found.best)
         self.resumed = found
         logger.info("resumed in phase %s after %d epochs and %d batches", name, epoch, batch)
+        if not self.source.can_resume:
+            logger.warning(
+                "the data cannot be taken up inside an epoch: training goes on from the end of epoch %d", epoch
+            )
         return found
 
     def run(self, phase: Phase) -> None:
@@ -128,7 +133,7 @@ class Loop:
         if reached > number:
             return
         self.stepper.begin(phase)
-        with StopRequest() as stop:
+        with StopRequest() as stop, deterministic_algorithms(self.stepper.execution.deterministic):
             place = _Place(phase, number, 0, 0, Average(phase.module, phase.ema) if phase.ema else None, stop)
             if reached == number:
                 self._go_to(place)
@@ -233,11 +238,14 @@ class Loop:
             self._save(place)
         elif place.batch:
             lost = " The data cannot be taken up inside an epoch: it goes on from the end of the last one."
+        self.fabric.barrier()  # the first process may still be writing
         good = latest(self.saved.folder)
         raise StoppedError(
             "Training was asked to stop, and stopped." + lost,
             received="SIGTERM",
-            fix=f"Go on from {good} with resume=True." if good else "Pass out_dir= to be able to resume.",
+            fix=f"Go on from {good} with resume=True, or --resume on the command line."
+            if good
+            else "Pass out_dir= to be able to resume.",
         )
 
     def _save(self, place: _Place) -> None:

@@ -43,7 +43,10 @@ class RunRecord:
 
     def log(self, phase: str, step: int, steps: int, epoch: int, counts: tuple[int, int], metric: float | None) -> None:
         """Log a point with the mean loss since the last one; all as in :class:`Progress`."""
-        loss = float(torch.stack(self.losses).mean()) if self.losses else math.nan
+        # Those of a resumed run came from a file; they take device and dtype of the last.
+        loss = (
+            float(torch.stack([loss.to(self.losses[-1]) for loss in self.losses]).mean()) if self.losses else math.nan
+        )
         self.losses.clear()
         point = Progress(phase, step, steps, epoch, loss, *counts, metric)
         self.history.append(point)
@@ -68,7 +71,7 @@ class RunRecord:
     def load(self, state: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`to_json` gave, and the best state."""
         self.history = [Progress(**point) for point in state["history"]]
-        self.losses = [torch.tensor(loss) for loss in state["losses"]]
+        self.losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
         self.first_loss = math.nan if state["first_loss"] is None else state["first_loss"]
         self.best_metric = -math.inf if state["best_metric"] is None else state["best_metric"]
         self.best = dict(best)

@@ -21,6 +21,7 @@ from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.phases import Phase
 from autorep_fx.training.recompute import recomputing
 from autorep_fx.training.schedule import learning_rate
+from autorep_fx.training.sync_norms import SyncNorms
 
 __all__ = ["Stepper"]
 
@@ -98,7 +99,7 @@ class Stepper:
             inputs, targets, weight = self._on_device(batch)
             weight /= len(batches)
             with self._synchronised(last=index + 1 == len(batches)):
-                with self.fabric.autocast():
+                with self.fabric.autocast(), self._norms():
                     loss = phase.loss(self._call, inputs, targets)
                 losses.append(loss.detach())
                 if check is not None:
@@ -116,6 +117,10 @@ class Stepper:
                 yield
         else:
             yield
+
+    def _norms(self) -> contextlib.AbstractContextManager[Any]:
+        """The statistics that batch norms go by: those of all processes, or of each."""
+        return SyncNorms() if self.parallel and self.execution.sync_norms else contextlib.nullcontext()
 
     def _on_device(self, batch: Any) -> tuple[ExampleInputs, Any, float]:
         inputs, targets, weight = share_of(*split_batch(batch), self.fabric.global_rank, self.fabric.world_size)

@@ -224,7 +224,13 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(out)])
     assert result.exit_code == 130
     assert "--resume" in result.output
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoint", "pipeline.yaml"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint",
+        "pipeline.yaml",
+        "run.json",
+        "training.csv",
+        "training.jsonl",
+    ]
     monkeypatch.undo()
     result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(out), "--resume"])
     assert result.exit_code == 0, result.output

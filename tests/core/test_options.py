@@ -22,6 +22,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gates.init": ({}, {"gates": {"init": "random"}}),
     "gates.band": ({}, {"gates": {"band": 0.3}}),
     "polynomials.degree": ({}, {"polynomials": {"degree": 1}}),
+    "polynomials.form": ({}, {"polynomials": {"form": "identity"}}),
     "polynomials.sigma_floor": ({}, {"polynomials": {"sigma_floor": 2.0}}),
     "polynomials.c2_bound": ({}, {"polynomials": {"c2_bound": 0.05}}),
     "polynomials.c2_scale": ({}, {"polynomials": {"c2_scale": 1.0}}),
@@ -33,10 +34,13 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"polynomials": {"refresh_every": 3, "refresh_until": 0.9}},
     ),
     "calibration.samples": ({}, {"calibration": {"samples": 16}}),
+    "training.method": ({}, {"training": {"epochs": 2, "method": "magnitude"}}),
     "training.epochs": ({}, {"training": {"epochs": 3}}),
     "training.lr": ({}, {"training": {"epochs": 2, "lr": 1e-4}}),
     "training.gate_lr": ({}, {"training": {"epochs": 2, "gate_lr": 0.5}}),
     "training.weight_decay": ({}, {"training": {"epochs": 2, "weight_decay": 10.0}}),
+    "training.warmup": ({}, {"training": {"epochs": 2, "warmup": 0.5}}),
+    "training.features": ({}, {"training": {"epochs": 2, "features": 1.0}}),
     "training.reach": ({}, {"training": {"epochs": 2, "reach": 0.3}}),
     "training.penalty": (
         {"training": {"epochs": 2, "gate_lr": 0.5}}, {"training": {"epochs": 2, "gate_lr": 0.5, "penalty": 100.0}}
@@ -46,6 +50,11 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "training.clip": ({}, {"training": {"epochs": 2, "clip": 1e-3}}),
     "finetune.epochs": ({}, {"finetune": {"epochs": 2}}),
     "finetune.lr": ({}, {"finetune": {"epochs": 1, "lr": 1e-5}}),
+    "finetune.optimizer": ({}, {"finetune": {"epochs": 1, "optimizer": "sgd"}}),
+    "finetune.warmup": ({}, {"finetune": {"epochs": 1, "warmup": 0.5}}),
+    "finetune.ema": ({}, {"finetune": {"epochs": 1, "ema": 0.9}}),
+    "execution.precision": ({}, {"execution": {"precision": "bf16"}}),
+    "execution.accumulate": ({}, {"execution": {"accumulate": 2}}),
     "substitute": ({}, {"substitute": {"clip": "relu"}}),
     "sites": ({}, {"sites": {"relu#2": {"mode": "replace"}}}),
     "stages": (
@@ -53,12 +62,23 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stages": ["capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "lower", "export"]},
     ),
 }  # fmt: skip
-# gates.pools: test_pools.py; capture: test_dynamic_sizes.py; the others below.
+# gates.pools: test_pools.py; capture: test_dynamic_sizes.py; in tests/training, checkpoints: test_resume.py,
+# sync_norms: test_two_processes.py, tensorboard: test_logs.py, the rest of execution: test_execution.py; others below.
 ELSEWHERE = {
     "capture.batch_dims",
     "capture.dynamic_batch",
     "capture.dynamic_size",
+    "checkpoints.every_minutes",
+    "checkpoints.every_steps",
+    "checkpoints.keep",
+    "execution.channels_last",
+    "execution.compile",
+    "execution.deterministic",
+    "execution.fuse",
+    "execution.recompute",
+    "execution.sync_norms",
     "gates.pools",
+    "outputs.tensorboard",
     "export.opset",
     "export.dtype",
     "outputs.onnx",

@@ -53,6 +53,14 @@ def test_the_documented_pipeline_files_are_valid(tmp_path: Path) -> None:
     """
     (tmp_path / "doc.yaml").write_text(_block(ROOT / "docs" / "pipeline_files.md", "yaml"))
     assert load_pipeline(tmp_path / "doc.yaml").finetune.lr == 5e-4
+    recipe, base = (
+        yaml.safe_load(block)
+        for block in re.findall(
+            r"```yaml\n(.*?)```", (ROOT / "docs" / "training.md").read_text(encoding="utf-8"), re.DOTALL
+        )
+    )
+    assert autorep_fx.config_io.parse_config(recipe).training.method == "autorep"
+    assert autorep_fx.config.PipelineConfig.model_validate({**base, "budget": "5%"}).base is not None
     stages = yaml.safe_load(_block(ROOT / "docs" / "writing_passes.md", "yaml"))
     autorep_fx.config_io.parse_config(stages)
     for path in (ROOT / "examples" / "pipelines").glob("*.yaml"):
