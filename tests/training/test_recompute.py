@@ -47,11 +47,11 @@ def test_gradients_and_running_statistics_are_those_of_the_plain_graph(gated: au
         merged = _state_after_a_step(gated)
     assert plain.keys() == merged.keys()
     for name, value in plain.items():
-        torch.testing.assert_close(merged[name], value, rtol=1e-12, atol=1e-12, msg=name)
+        torch.testing.assert_close(merged[name], value, rtol=1e-12, atol=1e-12, equal_nan=True, msg=name)
 
 
 def test_less_is_kept_for_the_backward_pass(gated: autorep_fx.GatedModel) -> None:
-    """The input of no gate: at least a quarter of what the plain graph holds."""
+    """The inputs of the gates are not held; two shortcuts are instead, whose norms meet others in a sum."""
 
     def held() -> int:
         storages: dict[int, int] = {}
@@ -68,7 +68,9 @@ def test_less_is_kept_for_the_backward_pass(gated: autorep_fx.GatedModel) -> Non
 
     plain = held()
     with recomputing(gated.network):
-        assert held() < 0.75 * plain
+        saved = plain - held()
+    inputs = sum(8 * len(X) * gate.site.elements for gate in gated.gates.values())
+    assert 0.8 * inputs < saved < inputs
 
 
 def test_evaluation_and_the_graph_afterwards_are_untouched(gated: autorep_fx.GatedModel) -> None:
