@@ -95,6 +95,7 @@ def transform(
     from autorep_fx.pipeline import dry_run as check
     from autorep_fx.pipeline import run_pipeline
     from autorep_fx.progress import TrainingProgress
+    from autorep_fx.training.fabric import is_first_process
 
     settings = load_pipeline(config).with_overrides(budget=budget, data_folder=data)
     if dry_run:
@@ -111,8 +112,9 @@ def transform(
         raise typer.BadParameter("A run needs a folder for its results.", param_hint="--out")
     with _interruptible("Finished epochs are kept; go on with --resume."), TrainingProgress() as progress:
         compiled = run_pipeline(settings, out, resume=resume, callbacks=progress.callbacks(settings.budget.short))
-    _console.print(str(compiled), highlight=False, soft_wrap=True)
-    _console.print(f"Written to {out}", soft_wrap=True)
+    if is_first_process():
+        _console.print(str(compiled), highlight=False, soft_wrap=True)
+        _console.print(f"Written to {out}", soft_wrap=True)
 
 
 @app.command()

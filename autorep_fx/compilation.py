@@ -27,6 +27,7 @@ from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, finetune, lower, prepare, project, train_gates
 from autorep_fx.training.environment import describe_run
 from autorep_fx.training.evaluation import evaluate
+from autorep_fx.training.fabric import is_first_process
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.history import Callback
 from autorep_fx.training.logs import TrainingLog
@@ -102,15 +103,10 @@ def compile_model(
             ranges = {site.name: site.input_range for site in compiled.plan.sites if site.input_range is not None}
             warnings = beyond_range(gated, ranges, request.val_data)
             compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
-    if target is not None and not _is_helper():
+    if target is not None and is_first_process():
         compiled.save(target)
         shutil.rmtree(target / "checkpoint", ignore_errors=True)  # nothing is left to resume
     return compiled
-
-
-def _is_helper() -> bool:
-    """Whether another process of a parallel training writes the result."""
-    return torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
 
 
 def _trained(
@@ -120,17 +116,17 @@ def _trained(
     _check_exportable(gated)
     assert request.data is not None
     settings, seed = request.settings, request.seed
-    writes = target is not None and not _is_helper()
-    log = TrainingLog(target, tensorboard=settings.outputs.tensorboard) if target is not None and writes else None
+    log = None
+    if target is not None and is_first_process():
+        log = TrainingLog(target, tensorboard=settings.outputs.tensorboard)
+        described = describe_run(seed=seed, device=request.device, execution=settings.execution)
+        write_text(target / "run.json", json.dumps(described, indent=2) + "\n")
     trainer = GateTrainer(
         gated, request.original(), settings, objective=request.objective, data=request.data,
         val_data=request.val_data, device=request.device, seed=seed,
         callbacks=request.callbacks if log is None else (*request.callbacks, log),
         checkpoint=None if target is None else target / "checkpoint",
     )  # fmt: skip
-    if target is not None and writes:
-        described = describe_run(seed=seed, device=request.device, execution=settings.execution)
-        write_text(target / "run.json", json.dumps(described, indent=2) + "\n")
     if resume and trainer.resume():
         if log is not None:
             log.restart(trainer.history)

@@ -27,7 +27,7 @@ from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
 from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
-from autorep_fx.training.fabric import resolve_device
+from autorep_fx.training.fabric import is_first_process, resolve_device
 from autorep_fx.training.history import Callback
 from autorep_fx.training.objective import Objective
 
@@ -95,7 +95,8 @@ def _prepared(
     target = output_directory(out_dir)
     objective = load_objective(settings.objective)
     splits = load_splits(settings, resolve_device(settings.device))
-    write_text(target / "pipeline.yaml", to_yaml(settings))
+    if is_first_process():
+        write_text(target / "pipeline.yaml", to_yaml(settings))
     model = _relu_model(settings, splits, objective, target, resume, callbacks)
     return model, {
         "data": splits.train, "val_data": splits.validation, "config": settings.transform_config(), "out_dir": target,
@@ -118,16 +119,18 @@ def _relu_model(
     if settings.base is None or settings.model.checkpoint is not None:
         return model
     path = target / "relu.safetensors"
-    if not (resume and path.exists()):
+    if resume and path.exists():
+        load_weights(model, path)
+    else:
         train_base(
             model, settings.base, objective=objective, data=splits.train, val_data=splits.validation,
             execution=settings.execution, checkpoints=settings.checkpoints, device=resolve_device(settings.device),
             seed=settings.seed, callbacks=callbacks, checkpoint=target / "relu-checkpoint", resume=resume,
         )  # fmt: skip
-        with atomic_path(path) as temporary:
-            save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
-        shutil.rmtree(target / "relu-checkpoint", ignore_errors=True)
-    load_weights(model, path)
+        if is_first_process():
+            with atomic_path(path) as temporary:
+                save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+            shutil.rmtree(target / "relu-checkpoint", ignore_errors=True)
     return model.cpu().eval()
 
 

@@ -38,15 +38,18 @@ class CalibratePass(Pass):
         noise: Whether noise is a probe too. It makes up for samples that are few. Where data are there it is left out:
             noise is not what such a model meets. On the digits that made no difference on two of three seeds.
         room: Nominal comparisons for one sample that sites may be kept from.
+        in_place: Fit each polynomial on the input that its site has while all are kept that can be, and leave out rules
+            2 and 3 there: for a training that begins so, and whose fits follow what is replaced.
 
     Attributes:
         fallbacks: Site name → what was done and why.
     """
 
-    def __init__(self, inputs: ExampleInputs, *, noise: bool = True, room: int = 0) -> None:
+    def __init__(self, inputs: ExampleInputs, *, noise: bool = True, room: int = 0, in_place: bool = False) -> None:
         self.inputs = inputs
         self.noise = noise
         self.room = room
+        self.in_place = in_place
         self.fallbacks: dict[str, str] = {}
 
     def call(self, module: fx.GraphModule) -> PassResult:
@@ -79,7 +82,7 @@ class CalibratePass(Pass):
         gate.observe(x[: self.inputs.size])
         gate.refit()
         # Rule 1.
-        if gate.pinned == "kept":
+        if gate.pinned == "kept" or (self.in_place and gate.pinned is None):
             return gate.function(x)
         result = gate.polynomial(x)
         limit = _OVERSHOOT * float(gate.function(x).abs().max())

@@ -15,7 +15,7 @@ from autorep_fx.config import ExecutionConfig
 from autorep_fx.errors import DeviceError
 from autorep_fx.passes.inputs import ExampleInputs
 
-__all__ = ["make_fabric", "resolve_device", "share_of"]
+__all__ = ["is_first_process", "make_fabric", "resolve_device", "share_of"]
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -65,6 +65,11 @@ def make_fabric(device: str, execution: ExecutionConfig | None = None) -> Any:
     result = fabric.Fabric(accelerator=device, devices=local, precision=_PRECISION[precision], **options)
     result.launch()
     return result
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints for all of a parallel training, also before that has begun."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def share_of(inputs: ExampleInputs, targets: Any, rank: int, world: int) -> tuple[ExampleInputs, Any, float]:

@@ -131,7 +131,10 @@ class GatedModel(nn.Module):
         return int(self.phase) == _PROJECTED
 
     def calibrate(self, batches: Iterable[Any] | ExampleInputs, *, seed: int = 0) -> None:
-        """Fit the polynomials in order with the prefix replaced, and start the scores.
+        """Fit the polynomials in order, and start the scores.
+
+        With training batches and gate training to come, each polynomial is fitted on the input that its site has now,
+        with everything kept; without, on what it gets with the prefix replaced.
 
         Args:
             batches: Training batches, of which the first ``calibration.samples`` samples are used, or inputs.
@@ -144,7 +147,9 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed)
+        trains = self.config.has_stage("train_gates") and self.config.training.epochs > 0
+        trains = trains and not given and self.method.trains_scores
+        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed, in_place=trains)
         calibrate(self.network)
         self.fallbacks = calibrate.fallbacks
         self.method.start(self, inputs, seed)

@@ -10,6 +10,7 @@ from torch import nn
 import autorep_fx
 from autorep_fx.errors import NonFiniteError
 from autorep_fx.kinds import KINDS
+from autorep_fx.models_zoo import create
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.sensitivity import output_errors
 from autorep_fx.polynomials import FitLimits, fit_piecewise
@@ -175,3 +176,31 @@ def test_validation_data_beyond_the_calibrated_range_is_a_warning() -> None:
         found = [text for text in compiled.warnings if "leave the calibrated range" in text]
         assert len(found) == expected
         assert all("1 of 1 sites" in text and "worst: 1, calibrated" in text for text in found)
+
+
+def test_before_a_training_sites_are_fitted_with_all_kept() -> None:
+    """A quadratic that overshoots off the samples falls back without training, and stays a quadratic with it."""
+    torch.manual_seed(0)
+    model = create("digits_resnet").eval()  # untrained norms: fits that overshoot in order
+    x = 5 * torch.randn(64, 1, 8, 8)
+    data = [(x, torch.zeros(64, dtype=torch.int64))]
+    without = autorep_fx.prepare(model, "0%", example_inputs=x)
+    without.calibrate(ExampleInputs.of(x))
+    before = autorep_fx.prepare(model, "0%", example_inputs=x)
+    before.calibrate(data)
+    assert not before.fallbacks
+    seen: dict[str, torch.Tensor] = {}
+    for name, gate in before.gates.items():
+        gate.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
+    before.eval()
+    before.set_gates_to("kept")
+    with torch.no_grad():
+        before(x)
+    for name, gate in before.gates.items():
+        mean = seen[name].double().mean((0, 2, 3))
+        torch.testing.assert_close(gate.mean, mean, rtol=1e-5, atol=1e-6)
+    fixed = autorep_fx.prepare(model, "0%", example_inputs=x, config={"training": {"method": "random"}})
+    fixed.calibrate(data)
+    last = list(without.gates)[-1]
+    torch.testing.assert_close(fixed.gates[last].mean, without.gates[last].mean, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(before.gates[last].mean, without.gates[last].mean, rtol=1e-2)

@@ -54,8 +54,8 @@ def test_count_plan_and_budget_agree(demo: tuple[Path, str], name: str) -> None:
     """An independent count of the ONNX file = the plan = the budget, and the folder is complete."""
     folder = demo[0] / name
     assert sorted(path.name for path in folder.iterdir()) == [
-        "model.onnx", "pipeline.yaml", "plan.json", "plan.safetensors", "report.html", "settings.yaml",
-        "weights.safetensors",
+        "model.onnx", "pipeline.yaml", "plan.json", "plan.safetensors", "report.html", "run.json",
+        "settings.yaml", "training.csv", "training.jsonl", "weights.safetensors",
     ]  # fmt: skip
     counted = independent_counter.count(folder / "model.onnx")
     assert counted == json.loads((folder / "plan.json").read_text())["comparisons"] == ALLOWED[name]
