@@ -107,7 +107,12 @@ class PolynomialsConfig(Section):
 class CalibrationConfig(Section):
     """Data that the polynomials are fitted on."""
 
-    samples: int = Field(256, ge=1, description="Samples to fit on, in order, with the prefix replaced.")
+    samples: int = Field(256, ge=1, description="Samples to fit on.")
+    prefix: Literal["replaced", "kept"] = Field(
+        "replaced",
+        description="Fit each site with those before it replaced, with degree 1 where a quadratic overshoots; or with "
+        "them kept, for a gate training that begins so and is long enough to follow what is replaced.",
+    )
 
 
 class TrainingConfig(Section):

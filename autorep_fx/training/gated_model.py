@@ -133,8 +133,8 @@ class GatedModel(nn.Module):
     def calibrate(self, batches: Iterable[Any] | ExampleInputs, *, seed: int = 0) -> None:
         """Fit the polynomials in order, and start the scores.
 
-        With training batches and gate training to come, each polynomial is fitted on the input that its site has now,
-        with everything kept; without, on what it gets with the prefix replaced.
+        Each is fitted on what its site gets with the prefix replaced; with ``calibration.prefix: kept`` and training
+        batches, on what it gets now, with everything kept.
 
         Args:
             batches: Training batches, of which the first ``calibration.samples`` samples are used, or inputs.
@@ -147,9 +147,8 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        trains = self.config.has_stage("train_gates") and self.config.training.epochs > 0
-        trains = trains and not given and self.method.trains_scores
-        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed, in_place=trains)
+        in_place = self.config.calibration.prefix == "kept" and not given and self.method.trains_scores
+        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed, in_place=in_place)
         calibrate(self.network)
         self.fallbacks = calibrate.fallbacks
         self.method.start(self, inputs, seed)

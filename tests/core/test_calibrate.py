@@ -178,15 +178,16 @@ def test_validation_data_beyond_the_calibrated_range_is_a_warning() -> None:
         assert all("1 of 1 sites" in text and "worst: 1, calibrated" in text for text in found)
 
 
-def test_before_a_training_sites_are_fitted_with_all_kept() -> None:
-    """A quadratic that overshoots off the samples falls back without training, and stays a quadratic with it."""
+def test_sites_are_fitted_with_all_kept_where_it_is_asked_for() -> None:
+    """Before a training that begins so; fixed choices, which replace at once, are fitted in order all the same."""
     torch.manual_seed(0)
     model = create("digits_resnet").eval()  # untrained norms: fits that overshoot in order
     x = 5 * torch.randn(64, 1, 8, 8)
     data = [(x, torch.zeros(64, dtype=torch.int64))]
     without = autorep_fx.prepare(model, "0%", example_inputs=x)
     without.calibrate(ExampleInputs.of(x))
-    before = autorep_fx.prepare(model, "0%", example_inputs=x)
+    config = {"calibration": {"prefix": "kept"}}
+    before = autorep_fx.prepare(model, "0%", example_inputs=x, config=config)
     before.calibrate(data)
     assert not before.fallbacks
     seen: dict[str, torch.Tensor] = {}
@@ -199,7 +200,7 @@ def test_before_a_training_sites_are_fitted_with_all_kept() -> None:
     for name, gate in before.gates.items():
         mean = seen[name].double().mean((0, 2, 3))
         torch.testing.assert_close(gate.mean, mean, rtol=1e-5, atol=1e-6)
-    fixed = autorep_fx.prepare(model, "0%", example_inputs=x, config={"training": {"method": "random"}})
+    fixed = autorep_fx.prepare(model, "0%", example_inputs=x, config={**config, "training": {"method": "random"}})
     fixed.calibrate(data)
     last = list(without.gates)[-1]
     torch.testing.assert_close(fixed.gates[last].mean, without.gates[last].mean, rtol=1e-5, atol=1e-6)

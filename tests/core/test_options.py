@@ -35,6 +35,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "calibration.samples": ({}, {"calibration": {"samples": 16}}),
     "training.method": ({}, {"training": {"epochs": 2, "method": "magnitude"}}),
+    "calibration.prefix": ({}, {"calibration": {"samples": 32, "prefix": "kept"}}),
     "training.epochs": ({}, {"training": {"epochs": 3}}),
     "training.lr": ({}, {"training": {"epochs": 2, "lr": 1e-4}}),
     "training.gate_lr": ({}, {"training": {"epochs": 2, "gate_lr": 0.5}}),

@@ -35,7 +35,8 @@ def test_the_folder_is_complete(saved: tuple[Path, autorep_fx.Compiled]) -> None
     """Plan, arrays, weights, settings, ONNX file and report; nothing temporary; readable by all."""
     folder, _ = saved
     assert sorted(path.name for path in folder.iterdir()) == [
-        "model.onnx", "plan.json", "plan.safetensors", "report.html", "settings.yaml", "weights.safetensors",
+        "model.onnx", "plan.json", "plan.safetensors", "report.html", "run.json", "settings.yaml", "training.csv",
+        "training.jsonl", "weights.safetensors",
     ]  # fmt: skip
     assert all(path.stat().st_mode & 0o400 for path in folder.iterdir())
 
