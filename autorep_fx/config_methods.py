@@ -13,9 +13,10 @@ __all__ = ["METHODS", "with_method_defaults"]
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "default": {},
     # AutoReP (arXiv 2308.10134): scores from U(0, 1), one Adam for everything, no schedule of the budget, λ from 80
-    # to 240 on the density.
+    # to 240 on the density; fits refreshed for the first 500 of some 80,000 steps, here for the first fifth.
     "autorep": {
         "gates": {"init": "random", "band": 0.003},
+        "polynomials": {"refresh_until": 0.2},
         "training": {"penalty": 160.0, "weight_decay": 0.0},
     },
     # SNL (arXiv 2202.02340): soft masks from 1, an L1 weight of 1e-5, x itself in place of ReLU, fine-tuning by SGD.

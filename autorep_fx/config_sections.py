@@ -99,19 +99,20 @@ class PolynomialsConfig(Section):
     sigma_floor: float = Field(0.05, ge=0, description="Floor of σ per channel, relative to the site's RMS σ.")
     c2_bound: float = Field(10.0, gt=0, description="Largest |c2| that a fit may give.")
     c2_scale: float = Field(0.1, gt=0, description="c2 is trained as c2_scale · parameter: slow quadratic terms.")
-    refresh_until: float = Field(0.2, ge=0, le=1, description="Progress of gate training until which fits follow "
-                                 "the moving input distribution; trained by gradient afterwards.")  # fmt: skip
-    refresh_every: int = Field(10, ge=1, description="Optimiser steps between two refreshed fits.")
+    refresh_until: float = Field(1.0, ge=0, le=1, description="Progress of gate training until which fits follow "
+                                 "the moving input distribution; what was trained on top of them stays.")  # fmt: skip
+    refresh_every: int = Field(10, ge=1, description="Optimiser steps between two refreshed fits; fewer where "
+                               "many units flip.")  # fmt: skip
 
 
 class CalibrationConfig(Section):
     """Data that the polynomials are fitted on."""
 
     samples: int = Field(256, ge=1, description="Samples to fit on.")
-    prefix: Literal["replaced", "kept"] = Field(
-        "replaced",
+    prefix: Literal["auto", "replaced", "kept"] = Field(
+        "auto",
         description="Fit each site with those before it replaced, with degree 1 where a quadratic overshoots; or with "
-        "them kept, for a gate training that begins so and is long enough to follow what is replaced.",
+        "them kept, as a gate training begins. auto: kept before a training that can start so, which is tried.",
     )
 
 

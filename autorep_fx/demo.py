@@ -19,7 +19,7 @@ from autorep_fx import models_zoo
 from autorep_fx.api import transform
 from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
-from autorep_fx.config import CalibrationConfig, ModelConfig, PipelineConfig
+from autorep_fx.config import ModelConfig, PipelineConfig
 from autorep_fx.cost import count_comparisons
 from autorep_fx.files import atomic_path, output_directory
 from autorep_fx.models_zoo.data import Batches, Split, digits, random_shift
@@ -138,8 +138,6 @@ def _run(
         config = PipelineConfig(
             model=ModelConfig(zoo="digits_resnet", checkpoint=checkpoint), budget=Budget.parse(budget), seed=seed,
             device="cpu",
-            # Fits where the training begins: it is long enough, for a network as small as this, to follow from there.
-            calibration=CalibrationConfig(prefix="kept"),
         )  # fmt: skip
         folder = target / f"budget-{budget.removesuffix('%')}"
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of a demo that was interrupted

@@ -82,6 +82,8 @@ class GatedActivation(nn.Module):
         self.parameter: Tensor | None
         self.register_buffer("parameter", None if parameter is None else parameter.detach().clone(), persistent=False)
         self.raw_coefficients = nn.Parameter(torch.zeros(degree + 1, site.channels, **options))
+        self.fitted: Tensor
+        self.register_buffer("fitted", torch.zeros(degree + 1, site.channels, device=like.device, dtype=torch.float64))
         self.kept: Tensor
         self.register_buffer("kept", torch.full(shape, pinned != "replaced", device=like.device))
         self.mean: Tensor
@@ -157,8 +159,9 @@ class GatedActivation(nn.Module):
         if self.mode == "measure":
             self.observe(x)
             self.reach = self._reach(x)
-        elif self.mode == "observe":
+        elif self.mode == "follow":
             self.observe(x, momentum=_MOMENTUM)
+            self.follow()
         return self._mixed(x, *parameters)
 
     def _mixed(self, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -223,17 +226,26 @@ class GatedActivation(nn.Module):
     @torch.no_grad()
     def refit(self) -> None:
         """Fit the polynomial to the recorded distribution, or make it the identity."""
+        self.fitted.copy_(self._fit())
+        self.set_coefficients(self.fitted)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the polynomial as its fit moves with the recorded distribution: what was trained on top stays."""
+        before = self.fitted.clone()
+        self.fitted.copy_(self._fit())
+        self.set_coefficients(self.coefficients.double() + self.fitted - before)
+
+    def _fit(self) -> Tensor:
+        """Coefficients ``(degree + 1, C)`` in float64."""
         if self.identity:
-            self.set_coefficients(
-                torch.eye(self.degree + 1)[min(1, self.degree)][:, None].expand(-1, self.site.channels)
-            )
-            return
+            return torch.eye(self.degree + 1)[min(1, self.degree)][:, None].expand(-1, self.site.channels)
         coefficients = fit_site(
             self.site.kind, self._fit_arguments(), self.function, self.mean.cpu().numpy(), self.std.cpu().numpy(),
             self.degree if self.fallback is None else min(self.degree, 1), self.limits,
         )  # fmt: skip
         padding = self.degree + 1 - len(coefficients)
-        self.set_coefficients(torch.from_numpy(np.pad(coefficients, ((0, padding), (0, 0)))))
+        return torch.from_numpy(np.pad(coefficients, ((0, padding), (0, 0))))
 
     def _fit_arguments(self) -> tuple[Any, ...]:
         """Scalar arguments, or the parameter with one value per channel."""

@@ -12,7 +12,6 @@ from autorep_fx.config import TransformConfig
 from autorep_fx.cost.resolve import Allowance
 from autorep_fx.errors import ConfigError
 from autorep_fx.gates import GatedActivation
-from autorep_fx.passes.calibrate import CalibratePass
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
@@ -21,11 +20,14 @@ from autorep_fx.passes.pots import Pot, check_shares, pots
 from autorep_fx.passes.project_budget import ProjectBudgetPass
 from autorep_fx.sites import Site
 from autorep_fx.training.batches import collect_samples, set_epoch
+from autorep_fx.training.calibration import fit_polynomials
 from autorep_fx.training.methods import make_method
 from autorep_fx.training.methods.scores import free_gates, set_by_rank
 
 __all__ = ["GatedModel"]
 
+# Share of the comparisons whose replacement changes what the sites after them get too much to wait.
+_MANY_FLIPS = 0.02
 _PREPARED, _CALIBRATED, _PROJECTED = 0, 1, 2
 
 
@@ -73,6 +75,7 @@ class GatedModel(nn.Module):
         self.steps: Tensor
         self.register_buffer("steps", torch.tensor(0, dtype=torch.int64))
         self.progress = 0.0
+        self.followed_at = 0.0
         self.method = make_method(config)
         # Until calibration knows better every unit has the score that AutoReP starts from.
         generator = torch.Generator().manual_seed(0)
@@ -93,7 +96,7 @@ class GatedModel(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Progress, whether the next batch is observed, whether masks are soft, and the method's own numbers."""
-        observing = any(gate.mode == "observe" for gate in self.gates.values())
+        observing = any(gate.mode == "follow" for gate in self.gates.values())
         soft = any(gate.soft for gate in self.gates.values())
         return torch.tensor([self.progress, float(observing), float(soft), *self.method.state], dtype=torch.float64)
 
@@ -102,7 +105,7 @@ class GatedModel(nn.Module):
         self.progress, observing, soft, *own = state.tolist()
         self.method.state = own
         for gate in self.gates.values():
-            gate.mode = "observe" if observing else "run"
+            gate.mode = "follow" if observing else "run"
             gate.soft = bool(soft) and gate.pinned is None
 
     @property
@@ -131,10 +134,7 @@ class GatedModel(nn.Module):
         return int(self.phase) == _PROJECTED
 
     def calibrate(self, batches: Iterable[Any] | ExampleInputs, *, seed: int = 0) -> None:
-        """Fit the polynomials in order, and start the scores.
-
-        Each is fitted on what its site gets with the prefix replaced; with ``calibration.prefix: kept`` and training
-        batches, on what it gets now, with everything kept.
+        """Fit the polynomials as ``calibration.prefix`` says, and start the scores.
 
         Args:
             batches: Training batches, of which the first ``calibration.samples`` samples are used, or inputs.
@@ -147,10 +147,7 @@ class GatedModel(nn.Module):
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
-        in_place = self.config.calibration.prefix == "kept" and not given and self.method.trains_scores
-        calibrate = CalibratePass(inputs, noise=given, room=self.pots()[-1].allowed, in_place=in_place)
-        calibrate(self.network)
-        self.fallbacks = calibrate.fallbacks
+        self.fallbacks = fit_polynomials(self, inputs, given=given)
         self.method.start(self, inputs, seed)
         self.calibrated_on = f"{inputs.size} {'example inputs' if given else 'training samples'}"
         self.phase.fill_(_CALIBRATED)
@@ -230,19 +227,19 @@ class GatedModel(nn.Module):
             return
         self.progress = progress
         self.steps += 1
-        self._refresh(progress)
         self.method.update(self, progress)
+        self._follow(progress)
 
-    def _refresh(self, progress: float) -> None:
-        """Let the fits follow the moving input distribution at the start, every few steps."""
+    def _follow(self, progress: float) -> None:
+        """Let the fits follow the moving input distribution: every few steps, and after many flips at once."""
         options = self.config.polynomials
+        replaced = 1 - self.kept / max(self.allowance.gateable, 1)
+        many = abs(replaced - self.followed_at) > _MANY_FLIPS
+        due = progress < options.refresh_until and (many or int(self.steps) % options.refresh_every == 0)
+        if due:
+            self.followed_at = replaced
         for gate in self.gates.values():
-            if gate.mode == "observe":
-                gate.mode = "run"
-                gate.refit()
-        if progress < options.refresh_until and int(self.steps) % options.refresh_every == 0:
-            for gate in self.gates.values():
-                gate.mode = "observe"
+            gate.mode = "follow" if due else "run"
 
     def project(self) -> None:
         """Choose the kept units by score under the exactness rule, and freeze the gates."""

@@ -27,7 +27,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "polynomials.c2_bound": ({}, {"polynomials": {"c2_bound": 0.05}}),
     "polynomials.c2_scale": ({}, {"polynomials": {"c2_scale": 1.0}}),
     "polynomials.refresh_until": (
-        {"polynomials": {"refresh_every": 1}}, {"polynomials": {"refresh_every": 1, "refresh_until": 0.9}}
+        {"polynomials": {"refresh_every": 1}}, {"polynomials": {"refresh_every": 1, "refresh_until": 0.0}}
     ),
     "polynomials.refresh_every": (
         {"polynomials": {"refresh_every": 1, "refresh_until": 0.9}},
@@ -35,7 +35,9 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "calibration.samples": ({}, {"calibration": {"samples": 16}}),
     "training.method": ({}, {"training": {"epochs": 2, "method": "magnitude"}}),
-    "calibration.prefix": ({}, {"calibration": {"samples": 32, "prefix": "kept"}}),
+    "calibration.prefix": (
+        {"calibration": {"samples": 32, "prefix": "kept"}}, {"calibration": {"samples": 32, "prefix": "replaced"}}
+    ),
     "training.epochs": ({}, {"training": {"epochs": 3}}),
     "training.lr": ({}, {"training": {"epochs": 2, "lr": 1e-4}}),
     "training.gate_lr": ({}, {"training": {"epochs": 2, "gate_lr": 0.5}}),

@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[GatedActivation, Tensor,
     original = GatedActivation.forward
 
     def forward(self: GatedActivation, x: Tensor, *parameters: Tensor) -> Tensor:
-        if self.training and x.dim() == 4:
+        if self.training and torch.is_grad_enabled() and x.dim() == 4:
             calls.append((self, x.detach(), torch.are_deterministic_algorithms_enabled()))
         return original(self, x, *parameters)
 
