@@ -55,6 +55,7 @@ class Session:
         device: Where it runs: ``cpu``, ``cuda``, or the first provider's name.
         providers: The providers that are really there, in order.
         inputs: Input name → shape, with names for dynamic axes.
+        types: Input name → NumPy type.
         outputs: Output names.
         sizes: Sizes that are free beside the batch, ``height`` and ``width``, with what each may be.
 
@@ -96,8 +97,8 @@ class Session:
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.sizes: dict[str, dict[str, Any]] = json.loads(metadata.get("autorep_fx.sizes", "{}"))
         self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
-        types = {value.name: numpy_type(value.type) for value in self._session.get_inputs()}
-        self._specs = InputSpecs(self.inputs, types, self.sizes)
+        self.types = {value.name: numpy_type(value.type) for value in self._session.get_inputs()}
+        self._specs = InputSpecs(self.inputs, self.types, self.sizes)
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, *args: Array, **kwargs: Array) -> list[Array]:
@@ -114,6 +115,14 @@ class Session:
             DataError: Inputs are missing, unknown, or of another shape or type.
         """
         return self._run(self._specs.feed(args, kwargs))
+
+    def check(self, *args: Array, **kwargs: Array) -> dict[str, Array]:
+        """Inputs by name, if they fit the model, without running it.
+
+        Raises:
+            DataError: As of :meth:`run`.
+        """
+        return self._specs.feed(args, kwargs)
 
     def _run(self, feed: dict[str, Array]) -> list[Array]:
         result: list[Array] = self._session.run(None, feed)
