@@ -83,6 +83,7 @@ ELSEWHERE = {
     "export.opset",
     "export.dtype",
     "outputs.onnx",
+    "outputs.pt2",
     "outputs.report",
     "verification",
 }
