@@ -65,7 +65,7 @@ def _models(before: Path, after: Path) -> tuple[Path, Path] | None:
 def _print_plans(console: Console, found: PlanDiff, all_sites: bool) -> None:
     a, b = found.comparisons
     console.print(
-        f"plans: {found.budgets[0]} → {found.budgets[1]}; {a:,} → {b:,} comparisons ({b - a:+,}); "
+        f"plans: budget {found.budgets[0]} → {found.budgets[1]}; {a:,} → {b:,} comparisons ({b - a:+,}); "
         f"{len(found.changed)} of {len(found.sites)} sites changed", highlight=False, soft_wrap=True,
     )  # fmt: skip
     if not found.same_graph:
