@@ -16,6 +16,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from autorep_fx import __version__
+from autorep_fx.cli_bench import bench
+from autorep_fx.cli_diff import diff
 from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError, StoppedError
 
@@ -26,6 +28,8 @@ app = typer.Typer(
     help="Compile PyTorch models to a budget of secure comparisons.",
 )  # fmt: skip
 app.command()(sweep)
+app.command()(bench)
+app.command()(diff)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
 

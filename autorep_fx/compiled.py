@@ -16,6 +16,7 @@ from autorep_fx.config_io import to_yaml
 from autorep_fx.cost import count_comparisons
 from autorep_fx.cost.arithmetic import CostReport, graph_cost
 from autorep_fx.export.onnx_export import export_onnx
+from autorep_fx.export.torch_export import export_torch
 from autorep_fx.export.verify import Verification
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.passes.captured import CapturedModule
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Compiled"]
 
-_SAVED = ("model.onnx", "model.onnx.data", "report.html", "weights.safetensors", "settings.yaml")
+_SAVED = ("model.onnx", "model.onnx.data", "model.pt2", "report.html", "weights.safetensors", "settings.yaml")
 _PACKAGES = ("autorep-fx", "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
@@ -110,6 +111,17 @@ class Compiled:
         options = self.config.export
         return export_onnx(self.module, self.example, path, plan=self.plan, opset=options.opset, dtype=options.dtype)
 
+    def export_torch(self, path: Path | str) -> Verification:
+        """Write a ``torch.export`` program, ``.pt2``, after its outputs and its count were checked.
+
+        ``torch.export.load(path).module()`` runs it, without this package, in the model's own floating-point type.
+
+        Raises:
+            ParityError: What is read back computes or counts something else.
+            OutputError: The file cannot be written.
+        """
+        return export_torch(self.module, self.example, path, plan=self.plan)
+
     def cost(self) -> CostReport:
         """Comparisons, multiplications and MACs per node of the lowered graph, for one sample."""
         return graph_cost(list(self.module.graph.nodes))
@@ -155,8 +167,8 @@ class Compiled:
     def save(self, folder: Path | str) -> Path:
         """Write plan, weights, settings, ONNX file and report into ``folder``; :func:`autorep_fx.load` reads them.
 
-        ``outputs`` in the settings leaves out the ONNX file or the report. The plan is written last: a folder with
-        a plan is complete.
+        ``outputs`` in the settings leaves out the ONNX file or the report, or adds a ``.pt2``. The plan is written
+        last: a folder with a plan is complete.
 
         Raises:
             OutputError: They cannot be written.
@@ -167,6 +179,8 @@ class Compiled:
             (target / name).unlink(missing_ok=True)
         if self.config.outputs.onnx:
             self.export(target / "model.onnx")
+        if self.config.outputs.pt2:
+            self.export_torch(target / "model.pt2")
         if self.config.outputs.report:
             self.report(target / "report.html")
         with atomic_path(target / "weights.safetensors") as temporary:

@@ -202,6 +202,7 @@ class OutputsConfig(Section):
     """What is written beside plan, weights and settings."""
 
     onnx: bool = True
+    pt2: bool = Field(False, description="A torch.export program, model.pt2, for users who stay in torch.")
     report: bool = True
     tensorboard: bool = Field(False, description="Event files of training too; needs autorep-fx[tensorboard].")
 

@@ -2,93 +2,104 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import io
 import json
 import logging
-import sys
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
+from autorep_fx.errors import ConfigError, ModelFileError
+from autorep_fx.runtime.batches import Sample, run_in_batches
+from autorep_fx.runtime.binding import run_tensors
+from autorep_fx.runtime.feeds import Array, InputSpecs, numpy_type
+from autorep_fx.runtime.model_file import MAX_BYTES, Digests, check_model_file
+from autorep_fx.runtime.providers import Provider, check_got, choose
 
-from autorep_fx.errors import DataError, DeviceError, ModelFileError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Session"]
 
 logger = logging.getLogger(__name__)
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-Array = npt.NDArray[Any]
+Spinning = Literal["always", "running", "never"]
+# Threads that spin are there at once when the next operator starts, and take their cores from others meanwhile.
+_SPINNING: dict[str, tuple[str, str] | None] = {
+    "always": None,  # onnxruntime's default: some milliseconds after a run, too
+    "running": ("session.force_spinning_stop", "1"),
+    "never": ("session.intra_op.allow_spinning", "0"),
+}
 
 
 class Session:
-    """Runs an ONNX file.
+    """Runs an ONNX file; may be called from several threads at once.
+
+    The file is checked first, as one that somebody else may have made: its size, where its weights are, and the ONNX
+    checker.
 
     Args:
         path: The file.
         device: ``cpu``; ``cuda``, which fails if the model does not really run there; or ``auto``, which takes CUDA
             where it works and logs what it chose.
+        providers: onnxruntime's execution providers in order of preference, in place of a device: names, or pairs of
+            a name and options. Each of them must really be there.
         threads: Threads inside an operator on the CPU; 0 lets onnxruntime decide.
+        spinning: Whether idle threads wait in a loop: ``always`` (onnxruntime's default), only while the model is
+            ``running``, or ``never``, for a machine that has other work.
+        max_bytes: Largest size of the file with its external data, in bytes; None for no limit.
+        sha256: Expected SHA-256 of the file, in hexadecimal; or digests by file name, as ``files`` in ``plan.json``
+            has them, which must cover external data too.
+        profile: Write a profile of every run, to a file whose name begins so; see :meth:`end_profile`.
 
     Attributes:
-        device: Where it runs: ``cpu`` or ``cuda``.
+        device: Where it runs: ``cpu``, ``cuda``, or the first provider's name.
+        providers: The providers that are really there, in order.
         inputs: Input name → shape, with names for dynamic axes.
+        types: Input name → NumPy type.
         outputs: Output names.
         sizes: Sizes that are free beside the batch, ``height`` and ``width``, with what each may be.
 
     Raises:
-        ModelFileError: The file is missing or cannot be loaded.
-        DeviceError: CUDA was asked for and not got, or two onnxruntime builds are installed over each other.
+        ModelFileError: The file is missing, too large, not the one that was expected, names files outside of its
+            folder, or cannot be loaded.
+        DeviceError: What was asked for is not there, or two onnxruntime builds are installed over each other.
+        ConfigError: Device and providers were both given, or a setting of the threads is none.
     """
 
-    def __init__(self, path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto", *, threads: int = 0) -> None:
+    def __init__(
+        self, path: Path | str, device: Literal["auto", "cpu", "cuda"] = "auto", *,
+        providers: Sequence[Provider] | None = None, threads: int = 0, spinning: Spinning = "always",
+        max_bytes: int | None = MAX_BYTES, sha256: Digests = None, profile: Path | str | None = None,
+    ) -> None:  # fmt: skip
         import onnxruntime  # a heavy import, made when a model is run
 
-        path = Path(path)
-        if device not in ("auto", *_PROVIDERS):
-            raise DeviceError("There is no such device.", received=repr(device), fix="Pass 'auto', 'cpu' or 'cuda'.")
-        if not path.is_file():
-            raise ModelFileError(f"There is no model file {path}.", fix="Pass the path of an exported .onnx file.")
-        _check_builds(device)
-        wanted = ["cuda", "cpu"] if device == "auto" else [device]
-        available = onnxruntime.get_available_providers()
-        chosen = [name for name in wanted if _PROVIDERS[name] in available]
-        if "cuda" in chosen and not _preload_cuda(onnxruntime):
-            chosen.remove("cuda")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        # Without CUDA libraries onnxruntime logs an error and goes on; what it really uses is checked below.
-        options.log_severity_level = 4
+        choice = choose(onnxruntime, device, providers)
+        options = _options(onnxruntime, threads, spinning, profile)
+        checked = check_model_file(path, max_bytes=max_bytes, sha256=sha256)
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=[_PROVIDERS[name] for name in chosen] or [_PROVIDERS["cpu"]]
-            )
+            self._session = onnxruntime.InferenceSession(str(checked.path), options, providers=list(choice.providers))
         except Exception as error:  # onnxruntime raises a type of its own per cause
             raise ModelFileError(
                 f"onnxruntime cannot load {path}.",
                 received=str(error).splitlines()[0],
                 fix="Check the file with `autorep-fx verify`, and export it again.",
             ) from error
-        self.device = "cuda" if self._session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
-        if device == "cuda" and self.device != "cuda":
-            raise DeviceError(
-                "The model does not run on CUDA.",
-                received=f"providers {', '.join(self._session.get_providers())}",
-                fix="Install onnxruntime-gpu with matching CUDA and cuDNN libraries (`import torch` first provides "
-                "them), or pass device='cpu'.",
-            )
-        if device == "auto":
-            logger.info("%s runs on %s", path.name, self.device)
-        self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
-        self._types = {value.name: _numpy_type(value.type) for value in self._session.get_inputs()}
-        self.outputs = tuple(value.name for value in self._session.get_outputs())
+        checked.require_unchanged()
+        self.providers = tuple(self._session.get_providers())
+        check_got(choice, self.providers)
+        if choice.required:
+            self._session.disable_fallback()  # a failing run raises; otherwise it is repeated on the CPU, unasked
+        self.device = {"CUDAExecutionProvider": "cuda", "CPUExecutionProvider": "cpu"}.get(
+            self.providers[0], self.providers[0]
+        )
+        if device == "auto" and providers is None:
+            logger.info("%s runs on %s%s", checked.path.name, self.device, f": {choice.reason}" * bool(choice.reason))
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.sizes: dict[str, dict[str, Any]] = json.loads(metadata.get("autorep_fx.sizes", "{}"))
+        self.inputs = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+        self.types = {value.name: numpy_type(value.type) for value in self._session.get_inputs()}
+        self._specs = InputSpecs(self.inputs, self.types, self.sizes)
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, *args: Array, **kwargs: Array) -> list[Array]:
         """Run the model.
@@ -103,12 +114,22 @@ class Session:
         Raises:
             DataError: Inputs are missing, unknown, or of another shape or type.
         """
-        feed = self._feed(args, kwargs)
+        return self._run(self._specs.feed(args, kwargs))
+
+    def check(self, *args: Array, **kwargs: Array) -> dict[str, Array]:
+        """Inputs by name, if they fit the model, without running it.
+
+        Raises:
+            DataError: As of :meth:`run`.
+        """
+        return self._specs.feed(args, kwargs)
+
+    def _run(self, feed: dict[str, Array]) -> list[Array]:
         result: list[Array] = self._session.run(None, feed)
         return result
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in self.inputs.items())
+        inputs = ", ".join(f"{n} ({', '.join(map(str, shape))})" for n, shape in self.inputs.items())
         return f"Session({inputs} → {', '.join(self.outputs)}, on {self.device})"
 
     def __call__(self, *args: Array, **kwargs: Array) -> Any:
@@ -116,101 +137,86 @@ class Session:
         outputs = self.run(*args, **kwargs)
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def run_many(self, samples: Iterable[Sample], *, batch_size: int = 32) -> list[Any]:
+        """Run any number of samples, in batches of samples of one size.
+
+        Args:
+            samples: Samples without the batch axis: each an array, a tuple of arrays in the order of the inputs, or a
+                mapping by input name. Heights and widths may differ where the model leaves them free.
+            batch_size: Largest batch; a model with a fixed batch takes its own.
+
+        Returns:
+            Per sample, in order, its output without the batch axis; a list of them where there are several.
+
+        Raises:
+            DataError: A sample does not fit, by its index, before any is run; or the model has no batch.
+        """
+        results = run_in_batches(self._run, samples, self._specs, batch_size)
+        return [outputs[0] if len(outputs) == 1 else outputs for outputs in results]
+
+    def run_torch(self, *args: Tensor, **kwargs: Tensor) -> list[Tensor]:
+        """Run the model on torch tensors where they lie, on the CPU or on CUDA, without a copy of inputs or outputs.
+
+        A tensor that is not contiguous is made so first.
+
+        Returns:
+            All outputs in order, on the same device.
+
+        Raises:
+            DataError: Inputs do not fit, are no tensors, or need gradients.
+            DeviceError: A tensor lies on another device than the model runs on.
+        """
+        return run_tensors(self._session, self._specs, self.outputs, self.device, args, kwargs)
+
+    def warm_up(self, *batches: int, runs: int = 1) -> float:
+        """Run zeros, so that no request pays for what the first run of a batch size sets up.
+
+        Args:
+            *batches: Batch sizes; 1 if none is given.
+            runs: Runs of each.
+
+        Returns:
+            Seconds that the last run took.
+        """
+        seconds = 0.0
+        for batch in batches or (1,):
+            feed = self.zeros(batch)
+            for _ in range(runs):
+                start = time.perf_counter()
+                self._run(feed)
+                seconds = time.perf_counter() - start
+        return seconds
+
     def zeros(self, batch: int) -> dict[str, Array]:
         """Inputs of the right names, shapes and types, filled with zeros.
 
         Height and width are those that the file is counted at, where they are free; other free axes have size
         ``batch``.
         """
-        free = {name: size["example"] for name, size in self.sizes.items()}
-        return {
-            name: np.zeros([s if isinstance(s, int) else free.get(s, batch) for s in shape], self._types[name])
-            for name, shape in self.inputs.items()
-        }
+        return self._specs.zeros(batch)
 
-    def _feed(self, args: tuple[Array, ...], kwargs: Mapping[str, Array]) -> dict[str, Array]:
-        feed = dict(zip(self.inputs, args, strict=False)) | dict(kwargs)
-        problems = [f"input {name!r} is missing" for name in self.inputs if name not in feed]
-        problems += [f"there is no input {name!r}" for name in kwargs if name not in self.inputs]
-        if len(args) > len(self.inputs):
-            problems.append(f"{len(args)} inputs were given, the model takes {len(self.inputs)}")
-        for name in self.inputs:
-            if name in feed:
-                value = feed[name] = np.asarray(feed[name])
-                problems += self._problems(name, value)
-        if problems:
-            expected = ", ".join(f"{n}: {self._types[n]} {_shape(s)}" for n, s in self.inputs.items())
-            raise DataError(
-                "The inputs do not fit the model:\n" + "\n".join(f"  {p}" for p in problems),
-                fix=f"Pass {expected}.",
-            )
-        return feed
+    def end_profile(self) -> Path:
+        """Stop profiling and return the path of the profile, JSON in the format of Chrome's trace viewer."""
+        return Path(self._session.end_profiling())
 
-    def _problems(self, name: str, value: Array) -> list[str]:
-        shape, problems = self.inputs[name], []
-        fits = len(shape) == value.ndim and all(
-            not isinstance(size, int) or size == found for size, found in zip(shape, value.shape, strict=True)
+
+def _options(onnxruntime: Any, threads: int, spinning: str, profile: Path | str | None) -> Any:
+    if threads < 0:
+        raise ConfigError(
+            "The number of threads is negative.", received=str(threads), fix="Pass 0 for onnxruntime's choice, or more."
         )
-        if not fits:
-            problems.append(f"input {name!r} has shape {value.shape}, expected {_shape(shape)}")
-        if value.dtype != self._types[name]:
-            problems.append(f"input {name!r} is {value.dtype}, expected {self._types[name]}")
-        if fits:
-            problems += [
-                f"input {name!r} has {axis} {found}; the model takes {_allowed(self.sizes[axis])}"
-                for axis, found in zip(shape, value.shape, strict=True)
-                if axis in self.sizes and not _takes(self.sizes[axis], found)
-            ]
-            named = {axis: found for axis, found in zip(shape, value.shape, strict=True) if axis in self.sizes}
-            if any(named.get(axis, found) != found for axis, found in zip(shape, value.shape, strict=True)):
-                problems.append(f"input {name!r} has shape {value.shape}; axes of one name have one size")
-        return problems
-
-
-def _takes(size: Mapping[str, Any], found: int) -> bool:
-    most = size["most"] or found
-    return bool(size["least"] <= found <= most and (found - size["example"]) % size["step"] == 0)
-
-
-def _allowed(size: Mapping[str, Any]) -> str:
-    bounds = f"{size['least']} or more" if size["most"] is None else f"{size['least']} to {size['most']}"
-    return bounds + (f", as {size['example']} ± multiples of {size['step']}" if size["step"] > 1 else "")
-
-
-def _shape(shape: tuple[Any, ...]) -> str:
-    return f"({', '.join(str(size) for size in shape)})"
-
-
-def _numpy_type(onnx_type: str) -> np.dtype[Any]:
-    """``float32`` for ``tensor(float)``."""
-    name = onnx_type.removeprefix("tensor(").removesuffix(")")
-    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
-
-
-def _check_builds(device: str) -> None:
-    """The two builds share one folder: the one installed last wins, and uninstalling either breaks both."""
-    found = []
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    if len(found) < 2:
-        return
-    fix = "Run: pip uninstall -y onnxruntime onnxruntime-gpu, then install one of them."
-    if device == "cuda":
-        raise DeviceError(
-            "Two builds of onnxruntime are installed over each other.", received=", ".join(found), fix=fix
+    if spinning not in _SPINNING:
+        raise ConfigError(
+            "There is no such setting of idle threads.", received=repr(spinning), fix=f"Pass {', '.join(_SPINNING)}."
         )
-    logger.warning("Two builds of onnxruntime are installed over each other (%s). %s", ", ".join(found), fix)
-
-
-def _preload_cuda(onnxruntime: Any) -> bool:
-    """Load the CUDA libraries that came with torch or as packages; False without a driver, where none can help."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the result is checked anyway
-        onnxruntime.preload_dlls()
-    return True
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Without CUDA libraries onnxruntime logs an error and goes on; what it really uses is checked afterwards.
+    options.log_severity_level = 4
+    entry = _SPINNING[spinning]
+    if entry is not None:
+        options.add_session_config_entry(*entry)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return options

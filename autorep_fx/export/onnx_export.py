@@ -75,6 +75,8 @@ def export_onnx(
         logger.warning("The model is %s; the ONNX file is made in %s.", str(own).removeprefix("torch."), dtype)
     example = example.to(device="cpu", dtype=wanted).resized(max(2, example.size))
     module = _on_cpu(plain, wanted)
+    if wanted == torch.float16:
+        _check_range(module, example)
     model = translate(module, example, opset)
     inputs = [value.name or "" for value in model.graph.inputs]
     recipes, references = _references(module, example, inputs)
@@ -101,6 +103,22 @@ def export_onnx(
                 fix="This is a defect of the lowering or the exporter: report it with the model.",
             )
     return verification
+
+
+def _check_range(module: CapturedModule, example: ExampleInputs) -> None:
+    """Refuse a model that float16 cannot hold, before onnxruntime is blamed for it.
+
+    Raises:
+        ParityError: Outputs on the example inputs are not finite.
+    """
+    with torch.no_grad():
+        finite = all_finite(example.call(module))
+    if not finite:
+        raise ParityError(
+            "The model leaves the range of float16: somewhere its values exceed 65,504.",
+            received="outputs in float16 that are not finite, on the example inputs",
+            fix="Export in float32 (export: {dtype: float32}); or use degree 1 where polynomials make values large.",
+        )
 
 
 def _on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:

@@ -199,7 +199,7 @@ def test_two_onnxruntime_builds_are_named(
     exported: tuple[Path, autorep_fx.Compiled], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Both builds installed: a warning on the CPU, an error where CUDA was asked for."""
-    monkeypatch.setattr("autorep_fx.runtime.session.version", lambda package: "1.0")
+    monkeypatch.setattr("autorep_fx.runtime.providers.version", lambda package: "1.0")
     Session(exported[0], device="cpu")
     assert "onnxruntime 1.0, onnxruntime-gpu 1.0" in caplog.text
     with pytest.raises(DeviceError, match="over each other"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,9 @@ def test_saved_and_loaded(compiled: autorep_fx.Compiled, tmp_path: Path) -> None
     x = torch.randn(3, 64)
     expected = compiled(x).detach().numpy()
     np.testing.assert_allclose(autorep_fx.load(folder)(x.numpy()), expected, rtol=0, atol=1e-5)
+    digests = json.loads((folder / "plan.json").read_text())["files"]
+    checked = Session(folder / "model.onnx", device="cpu", sha256=digests)
+    np.testing.assert_allclose(checked(x.numpy()), expected, rtol=0, atol=1e-5)
     loaded = autorep_fx.load(folder, Wide())
     assert torch.equal(loaded.module(x), compiled(x))
     data = folder / "model.onnx.data"

@@ -85,6 +85,7 @@ ELSEWHERE = {
     "export.opset",
     "export.dtype",
     "outputs.onnx",
+    "outputs.pt2",
     "outputs.report",
     "verification",
 }
