@@ -84,7 +84,10 @@ SUITES = {
     ),
     "cpu": Suite(
         ("digits_resnet", {"in_channels": 3, "image_size": 32}), {"epochs": 60, "lr": 0.1},
-        {"training": {"epochs": 12}, "finetune": {"epochs": 12}, "execution": {"channels_last": True}},
+        {
+            "training": {"epochs": 4, "lr": 3e-3}, "finetune": {"epochs": 8, "lr": 3e-3},
+            "execution": {"channels_last": True},
+        },
         _grid(("default", "autorep", "snl"), ("0", "2.6%", "10%")), (0, 1, 2), 128, crop_flip(4),
     ),
     "gpu": Suite(
