@@ -61,10 +61,9 @@ class GatedPool(GatedActivation):
     def _reach(self, x: Tensor) -> float:
         return super()._reach(self.average(x))
 
-    @torch.no_grad()
-    def refit(self) -> None:
-        """Fit the affine map to the recorded moments; a channel without variance gets the mean of its maximum."""
+    def _fit(self) -> Tensor:
+        """The affine map that fits the recorded moments; for a channel without variance the mean of its maximum."""
         mean, product = self.moments
         variance = self.std.square()
         slope = torch.where(variance > 0, (product - self.mean * mean) / variance.clamp(min=1e-30), 0.0)
-        self.set_coefficients(torch.stack([mean - slope * self.mean, slope]))
+        return torch.stack([mean - slope * self.mean, slope])

@@ -65,6 +65,26 @@ def test_fits_of_a_step_are_made_in_order() -> None:
     torch.testing.assert_close(second.mean, moved, rtol=1e-4, atol=1e-5)
 
 
+def test_a_gated_pool_follows_by_its_own_fit() -> None:
+    """The affine map of the average moves to the least-squares fit of the maximum on the new inputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2))
+    x = torch.randn(64, 1, 8, 8)
+    config = {"gates": {"granularity": "channel", "pools": True}, "polynomials": {"refresh_every": 1}}
+    gated = autorep_fx.prepare(model, "0%", example_inputs=x, config=config)
+    gated.calibrate(ExampleInputs.of(x))
+    [gate] = gated.gates.values()
+    gated.train()
+    for _ in range(60):  # the old moments fade by 0.8 a time
+        gated.step(0.0)
+        gated(4 * x)
+    y = nn.functional.conv2d(4 * x, model[0].weight, model[0].bias).detach().double()
+    average = nn.functional.avg_pool2d(y, 2).transpose(0, 1).flatten(1)
+    largest = nn.functional.max_pool2d(y, 2).transpose(0, 1).flatten(1)
+    expected = [np.polyfit(a, m, 1)[::-1] for a, m in zip(average.numpy(), largest.numpy(), strict=True)]
+    np.testing.assert_allclose(gate.coefficients.detach().T, expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(("until", "progress", "follows"), [(1.0, 0.9, True), (0.5, 0.4, True), (0.5, 0.6, False)])
 def test_fits_follow_until_the_progress_that_is_set(until: float, progress: float, follows: bool) -> None:
     """After it the coefficients move by gradients alone."""
