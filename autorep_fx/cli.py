@@ -17,6 +17,7 @@ from rich.table import Table
 
 from autorep_fx import __version__
 from autorep_fx.cli_bench import bench
+from autorep_fx.cli_cost import cost
 from autorep_fx.cli_diff import diff
 from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError, StoppedError
@@ -29,6 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command()(sweep)
 app.command()(bench)
+app.command()(cost)
 app.command()(diff)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")

@@ -6,8 +6,8 @@ import math
 
 import onnx
 
-from autorep_fx.cost.nominal import per_sample
 from autorep_fx.cost.onnx_count import BATCH_KEY, SIZES_KEY
+from autorep_fx.cost.onnx_shapes import sample_shapes
 
 __all__ = ["count_products"]
 
@@ -36,11 +36,7 @@ def count_products(model: onnx.ModelProto) -> int | None:
     if keys & {SIZES_KEY, BATCH_KEY}:
         return None
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        info.name: per_sample([int(d.dim_value) if d.HasField("dim_value") else d.dim_param for d in dims.dim])
-        for info in (*graph.input, *graph.output, *graph.value_info)
-        if (dims := info.type.tensor_type.shape) is not None and info.type.tensor_type.HasField("shape")
-    }
+    shapes = sample_shapes(graph)
     weights = {tensor.name for tensor in graph.initializer}
     secret = {info.name for info in graph.input if info.name not in weights}
     total = 0

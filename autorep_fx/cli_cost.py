@@ -1,0 +1,88 @@
+"""The command ``cost``: what a model costs under secure protocols, before any engine runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from autorep_fx.cost.network import Network
+from autorep_fx.cost.predict import Prediction
+
+__all__ = ["cost"]
+
+
+def cost(
+    model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
+    protocol: Annotated[str, typer.Option(help="A protocol of the profile, several with commas, or all.")] = "all",
+    network: Annotated[str, typer.Option(help="lan (1 Gbps, 0.5 ms), wan (100 Mbps, 40 ms) or 50Mbps,20ms.")] = "lan",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a query.")] = 1,
+    profile: Annotated[Path | None, typer.Option(help="Cost profile; by default the measured one of SPU.")] = None,
+    nodes: Annotated[bool, typer.Option(help="Also every node, for each protocol.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Predict bytes, messages and time on the network of one query, and say what is not known."""
+    from autorep_fx.cost.onnx_count import load_model
+    from autorep_fx.cost.predict import predict
+    from autorep_fx.cost.primitives import secure_work
+    from autorep_fx.cost.profile import load_profile
+
+    link, costs = Network.parse(network), load_profile(profile)
+    names = list(costs.protocols) if protocol == "all" else [name.strip() for name in protocol.split(",")]
+    chosen = {name: costs.protocol(name) for name in names}
+    work = secure_work(load_model(model), batch)
+    found = [predict(work, name, item) for name, item in chosen.items()]
+    if as_json:
+        stated = {"model": str(model), "batch": batch, "profile": costs.name, "network": network}
+        rows = [{**item.to_json(), "predicted_link_seconds": item.link_seconds(link)} for item in found]
+        typer.echo(json.dumps({**stated, "protocols": rows}, indent=2))
+        return
+    console = Console()
+    console.print(_totals(found, link, f"{model.name}, batch {batch}, predicted from {costs.name}"))
+    for item in found:
+        for line in _remarks(item):
+            console.print(line, highlight=False, soft_wrap=True)
+    for item in found if nodes else ():
+        console.print(_nodes(item))
+
+
+def _totals(found: list[Prediction], link: Network, title: str) -> Table:
+    table = Table("protocol", title=title)
+    for name in ("comparisons", "MB, all parties", "MB, setup", "messages", "rounds", f"s on {link.name}"):
+        table.add_column(name, justify="right")
+    for item in found:
+        size = f"{item.known_bytes / 1e6:,.3f}" if item.bytes is not None else f"> {item.known_bytes / 1e6:,.3f}"
+        seconds = item.link_seconds(link)
+        table.add_row(
+            item.protocol + ("" if item.verified else " (unverified)"), f"{item.comparisons:,}", size,
+            f"{item.setup_bytes / 1e6:,.3f}", _number(item.messages), _number(item.rounds),
+            "–" if seconds is None else f"{seconds:.3f}",
+        )  # fmt: skip
+    return table
+
+
+def _remarks(item: Prediction) -> list[str]:
+    lines = [f"{item.protocol}: {item.note}."]
+    if item.unknown:
+        listed = ", ".join(f"{name} at {number} nodes" for name, number in item.unknown.items())
+        lines.append(f"{item.protocol}: not in the prediction, for want of a cost: {listed}.")
+    return lines
+
+
+def _nodes(item: Prediction) -> Table:
+    table = Table("node", "operator", title=item.protocol)
+    for name in ("comparisons", "bytes", "messages"):
+        table.add_column(name, justify="right")
+    for node in item.nodes:
+        table.add_row(
+            node.name, node.operator, f"{node.comparisons:,}", _number(node.bytes), _number(node.messages)
+        )  # fmt: skip
+    return table
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"

@@ -1,0 +1,170 @@
+"""The cost model against what the engine was measured to send, and what it says of what it does not know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+import autorep_fx
+from autorep_fx.cli import app
+from autorep_fx.cost.network import Network
+from autorep_fx.cost.predict import Prediction, predict
+from autorep_fx.cost.primitives import secure_work
+from autorep_fx.cost.profile import load_profile
+from autorep_fx.errors import ConfigError
+from autorep_fx.models_zoo import create
+
+
+def _graph(nodes: list[onnx.NodeProto], shape: list[int], weights: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """A model from ``x`` ``(batch, *shape)`` to ``y``."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    numbers = [numpy_helper.from_array(np.zeros(size, np.float32), name) for name, size in weights.items()]
+    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], numbers))
+
+
+def _predict(model: onnx.ModelProto, protocol: str, batch: int = 1) -> Prediction:
+    return predict(secure_work(model, batch), protocol, load_profile().protocol(protocol))
+
+
+N = 16_384
+RELU = helper.make_node("Relu", ["x"], ["y"], name="n")
+SQUARE = helper.make_node("Mul", ["x", "x"], ["y"], name="n")
+POOL2 = helper.make_node("MaxPool", ["x"], ["y"], name="n", kernel_shape=[2, 2], strides=[2, 2])
+POOL3 = helper.make_node("MaxPool", ["x"], ["y"], name="n", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+MEAN2 = helper.make_node("AveragePool", ["x"], ["y"], name="n", kernel_shape=[2, 2], strides=[2, 2])
+
+
+# Bytes per element and messages as COSTS.md has them, measured with spu 0.9.5 on 16,384 elements or outputs.
+@pytest.mark.parametrize(
+    ("node", "shape", "protocol", "per_output", "messages"),
+    [
+        (RELU, [N], "semi2k", 144, 8), (RELU, [N], "aby3", 172, 11), (RELU, [N], "cheetah", 98.5, None),
+        (SQUARE, [N], "semi2k", 40, 2), (SQUARE, [N], "aby3", 52, 3), (SQUARE, [N], "cheetah", 221.3, None),
+        (POOL2, [1, 256, 256], "semi2k", 432, 16), (POOL3, [1, 256, 256], "semi2k", 1152, 32),
+        (POOL2, [1, 256, 256], "aby3", 516, 22), (MEAN2, [1, 256, 256], "semi2k", 8, 1),
+    ],
+)  # fmt: skip
+def test_operations_cost_what_was_measured(
+    node: onnx.NodeProto, shape: list[int], protocol: str, per_output: float, messages: int | None
+) -> None:
+    """Over all parties."""
+    found = _predict(_graph([node], shape, {}), protocol)
+    assert (found.bytes, found.messages) == (round(per_output * N), messages)
+
+
+def test_a_convolution_opens_every_window() -> None:
+    """64 → 64 channels, 3×3, at 32×32: 5,275,648 bytes a party under SEMI2K; under ABY3 its result alone counts."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="n", pads=[1, 1, 1, 1])
+    model = _graph([node], [64, 32, 32], {"w": (64, 64, 3, 3)})
+    assert _predict(model, "semi2k").bytes == 2 * 5_275_648
+    assert _predict(model, "aby3").bytes == 64 * 32 * 32 * (24 + 28)
+
+
+def test_groups_and_batches() -> None:
+    """A depthwise kernel meets its own channel alone; the weight is opened once for all samples of a query."""
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="n", pads=[1, 1, 1, 1], group=8)
+    model = _graph([node], [8, 4, 4], {"w": (8, 1, 3, 3)})
+    for batch in (1, 5):
+        left, right, result = batch * 8 * 16 * 9, 8 * 9, batch * 8 * 16
+        assert _predict(model, "semi2k", batch).bytes == 16 * (left + right) + 8 * result
+    linear = _graph([helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="n")], [12], {"w": (12, 7), "b": (7,)})
+    assert _predict(linear, "semi2k", 3).bytes == 16 * (3 * 12 + 12 * 7) + 8 * 3 * 7
+
+
+def test_resnet18_costs_what_the_engine_sent(tmp_path: Path) -> None:
+    """165.7 MB a party and 179 messages were measured with the stem's ReLU: 65,536 × 72 bytes and 8 of them."""
+    torch.manual_seed(0)
+    path = tmp_path / "m.onnx"
+    autorep_fx.transform(create("resnet18").eval(), "100%", example_inputs=torch.randn(2, 3, 32, 32)).export(path)
+    found = _predict(onnx.load(path), "semi2k")
+    assert found.comparisons == 491_520
+    assert found.bytes is not None
+    assert found.bytes / 2 + 65_536 * 72 == pytest.approx(165.7e6, abs=0.05e6)
+    assert found.messages == 179 - 8
+    assert found.rounds == 171 - 6  # three projections beside the blocks' own convolutions, 2 messages each
+
+
+def test_what_is_not_known_is_named_and_not_summed() -> None:
+    """No total where an operator or an operation of a protocol has no cost; what is known is a lower bound."""
+    nodes = [helper.make_node("Relu", ["x"], ["h"], name="a"), helper.make_node("Erf", ["h"], ["y"], name="b")]
+    found = _predict(_graph(nodes, [10], {}), "semi2k")
+    assert (found.bytes, found.messages, found.rounds, found.known_bytes) == (None, None, None, 1440)
+    assert found.unknown == {"Erf": 1}
+    assert found.link_seconds(Network.parse("lan")) is None
+    paper = _predict(_graph([RELU], [10], {}), "cheetah-paper")
+    assert paper.unknown == {"Relu (select)": 1}
+    assert paper.known_bytes == 440
+    assert not paper.verified
+
+
+def test_messages_on_the_longest_path() -> None:
+    """Two branches run one after the other in the engine; on the path only the longer counts."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="a"), helper.make_node("Mul", ["x", "x"], ["b"], name="b"),
+        helper.make_node("Add", ["a", "b"], ["y"], name="c"),
+    ]  # fmt: skip
+    found = _predict(_graph(nodes, [10], {}), "semi2k")
+    assert (found.messages, found.rounds) == (10, 8)
+
+
+def test_time_on_a_network() -> None:
+    """Bytes of one party over the bandwidth, and a latency per message."""
+    found = _predict(_graph([RELU], [N], {}), "semi2k")
+    expected = 8 * N * 72 / 100e6 + 8 * 0.04
+    assert found.link_seconds(Network.parse("wan")) == pytest.approx(expected)
+    assert Network.parse("100Mbps, 40 ms").seconds(N * 72, 8) == pytest.approx(expected)
+    with pytest.raises(ConfigError, match=r"no network.\nReceived: 'dsl'"):
+        Network.parse("dsl")
+
+
+def test_profiles_are_read_and_refused(tmp_path: Path) -> None:
+    """A profile of one's own takes the place of the built-in; what is wrong in one is listed at once."""
+    content = json.loads(load_profile().model_dump_json())
+    content["protocols"]["semi2k"]["operations"]["compare"]["bytes"] = 1.0
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(content))
+    assert load_profile(path).protocol("semi2k").operations["compare"].bytes == 1.0
+    content["protocols"]["aby3"]["parties"] = "many"
+    del content["protocols"]["semi2k"]["operations"]["compare"]["source"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        load_profile(path)
+    assert "aby3.parties" in str(caught.value)
+    assert "semi2k.operations.compare.source" in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_profile(tmp_path / "none.json")
+    with pytest.raises(ConfigError, match=r"Did you mean 'aby3'"):
+        load_profile().protocol("aby")
+
+
+def test_every_constant_names_its_source() -> None:
+    """Measured ones the engine; those of papers are unverified."""
+    for name, protocol in load_profile().protocols.items():
+        assert protocol.verified == (name in ("semi2k", "aby3", "cheetah"))
+        for cost in protocol.operations.values():
+            assert cost.source
+            assert ("spu 0.9.5" in cost.source) == (cost.status == "measured")
+
+
+def test_the_command_prints_totals_nodes_and_json(tmp_path: Path) -> None:
+    """Every protocol by default; a single one with its nodes; JSON with the time on the link."""
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.shape_inference.infer_shapes(_graph([RELU], [N], {})), path)
+    printed = CliRunner().invoke(app, ["cost", str(path), "--protocol", "semi2k", "--nodes", "--network", "wan"])
+    assert printed.exit_code == 0, printed.output
+    assert "2.359" in printed.output  # MB
+    assert "given a dealer" in printed.output
+    found = json.loads(CliRunner().invoke(app, ["cost", str(path), "--json", "--batch", "2"]).output)
+    rows = {row["protocol"]: row for row in found["protocols"]}
+    assert set(rows) == set(load_profile().protocols)
+    assert rows["semi2k"]["bytes"] == 2 * 144 * N
+    assert rows["cheetah"]["predicted_link_seconds"] is None
+    assert rows["delphi-gc"]["verified"] is False
