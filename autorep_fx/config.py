@@ -59,7 +59,10 @@ STAGES = (
     "capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "finetune", "lower", "export"
 )  # fmt: skip
 OPTIONAL_STAGES = frozenset({"train_gates", "finetune"})
-DEFAULT_PASSES = {"canonicalize": ("canonicalize",), "lower": ("fold_constants", "fold_batchnorm", "lower_gates")}
+DEFAULT_PASSES = {
+    "canonicalize": ("canonicalize",),
+    "lower": ("fold_constants", "fold_batchnorm", "absorb_affine", "lower_gates"),
+}
 
 
 class PassConfig(Section):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from autorep_fx.config import PassConfig
 from autorep_fx.errors import ConfigError, did_you_mean
+from autorep_fx.passes.absorb_affine import AbsorbAffinePass
 from autorep_fx.passes.canonicalize import CanonicalizePass
 from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.fold_constants import FoldConstantsPass
@@ -19,6 +20,7 @@ CATALOGUE: dict[str, type[Pass]] = {
     "canonicalize": CanonicalizePass,
     "fold_constants": FoldConstantsPass,
     "fold_batchnorm": FoldBatchnormPass,
+    "absorb_affine": AbsorbAffinePass,
     "lower_gates": LowerGatesPass,
 }
 

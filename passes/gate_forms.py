@@ -1,0 +1,124 @@
+"""What a projected gate computes on values as they are stored: per channel the cheapest exact kind of arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from autorep_fx.gates import GatedActivation, GatedPool
+from autorep_fx.passes.forms import Form
+
+__all__ = [
+    "HOMOGENEOUS", "MOST_RUNS", "Kind", "NaturalForm", "kept_by_channel", "natural_form", "padded_coefficients", "runs",
+    "wished_shift",
+]  # fmt: skip
+
+#: Kinds of activations with f(a·x) = a·f(x) for a > 0.
+HOMOGENEOUS = {"relu", "leaky_relu", "prelu"}
+#: Runs of equal channels up to which slices and one concatenation beat a gather and its inverse.
+MOST_RUNS = 8
+# Largest offset in z·(z + offset): above it the quadratic term is lost in float16, and nearly so in float32.
+_LARGEST_OFFSET = 1e4
+# An offset that is nothing but rounding of float64.
+_ROUNDING = 1e-12
+
+
+class Kind(IntEnum):
+    """What a channel computes where it is replaced.
+
+    KEPT: the activation, everywhere. SQUARE: ``z·(z + offset)``, one multiplication, none of them by a constant.
+    LINEAR: nothing. GENERAL: the polynomial as it is.
+    """
+
+    KEPT = 0
+    SQUARE = 1
+    LINEAR = 2
+    GENERAL = 3
+
+
+@dataclass(frozen=True)
+class NaturalForm:
+    """What a gate leaves when it computes nothing but what it must.
+
+    Attributes:
+        kinds: ``(C,)`` of :class:`Kind`.
+        offset: ``(C,)``, of the squares; 0 where the input is stored around the vertex.
+        polynomial: ``(3, C)`` coefficients of the true output in the stored input, float64.
+        out: The form of what it leaves.
+    """
+
+    kinds: Tensor
+    offset: Tensor
+    polynomial: Tensor
+    out: Form
+
+
+def runs(kinds: Tensor) -> list[tuple[int, int]]:
+    """Stretches of equal values."""
+    edges = (kinds[1:] != kinds[:-1]).nonzero().flatten().add(1).tolist()
+    return list(pairwise([0, *edges, len(kinds)]))
+
+
+def padded_coefficients(gate: GatedActivation) -> Tensor:
+    """``(3, C)``, float64, lowest power first."""
+    rows = gate.coefficients.detach().double().cpu()
+    return torch.cat([rows, rows.new_zeros(3 - len(rows), rows.shape[1])])
+
+
+def kept_by_channel(gate: GatedActivation) -> Tensor:
+    """``(C, elements)`` of the state."""
+    kept = gate.kept.expand(gate.site.shape).movedim(gate.site.channel_axis, 0)
+    return kept.reshape(gate.site.channels, -1).cpu()
+
+
+def wished_shift(gate: GatedActivation, bound: float) -> Tensor:
+    """``(C,)`` shift in which the gate would like to find its input; NaN where it does not matter.
+
+    Activations want the true value. A quadratic wants ``x + h`` with ``h = c1 / 2·c2``, the distance to its vertex, as
+    long as completing the square is well-conditioned: ``√|c2|·|h|`` at most ``bound``.
+    """
+    kept = kept_by_channel(gate)
+    _, c1, c2 = padded_coefficients(gate)
+    vertex = -c1 / (2 * c2)
+    square = (c2 != 0) & (c2.abs().sqrt() * vertex.abs() <= bound)
+    wish = torch.where(square, vertex, torch.nan)
+    return torch.where(kept.all(1), 0.0, wish)
+
+
+def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
+    """The cheapest exact arithmetic for an input that is stored as ``given``."""
+    s, t = given.scale, given.shift
+    c0, c1, c2 = padded_coefficients(gate)
+    polynomial = torch.stack([c0 + (c1 + c2 * t) * t, (c1 + 2 * c2 * t) * s, c2 * s * s])
+    kept = kept_by_channel(gate)
+    whole = kept.all(1)
+    mixed = bool((kept.any(1) & ~whole).any())
+    offset = polynomial[1] / polynomial[2]
+    size = (c1.abs() + (2 * c2 * t).abs()) * s.abs() / polynomial[2].abs()
+    offset = torch.where(offset.abs() <= _ROUNDING * size, 0.0, offset)
+    square = (polynomial[2] != 0) & (offset.abs() <= _LARGEST_OFFSET)
+    linear = (c2 == 0) & ((polynomial[1] != 0) | ~kept.any(1))
+    kinds = torch.full_like(s, Kind.GENERAL, dtype=torch.int64)
+    if bool(polynomial[1:].any()):  # a constant everywhere is one, not nothing
+        kinds[linear] = Kind.LINEAR
+    kinds[square] = Kind.SQUARE
+    if isinstance(gate, GatedPool):
+        kinds[:] = Kind.GENERAL
+    positive = (s > 0) & (gate.site.kind in HOMOGENEOUS)
+    if not mixed:  # otherwise the kept elements of whole channels are gathered with the others
+        kinds[whole] = Kind.KEPT
+    if not bool((kinds == Kind.KEPT).any()) and len(runs(kinds)) > MOST_RUNS:
+        kinds[:] = Kind.GENERAL  # one form for all beats cutting the channels apart
+    one, zero = torch.ones_like(s), torch.zeros_like(s)
+    scale, shift = one.clone(), zero.clone()
+    at = kinds == Kind.SQUARE
+    scale[at], shift[at] = polynomial[2][at], polynomial[0][at]
+    at = kinds == Kind.LINEAR
+    scale[at], shift[at] = polynomial[1][at], polynomial[0][at]
+    at = (kinds == Kind.KEPT) & positive
+    scale[at] = s[at]
+    return NaturalForm(kinds, torch.where(kinds == Kind.SQUARE, offset, zero), polynomial, Form(given.axis, scale, shift))
