@@ -170,7 +170,7 @@ class _Walk:
         assert isinstance(x, fx.Node)
         given = self._given(node, x, op.axis, op.inputs)
         if bool(given.shift.any()) and not self._takes_shift(op):
-            wanted = Form(given.axis, given.scale, torch.zeros_like(given.shift))
+            wanted = Form(given.axis, _usable(given.scale), torch.zeros_like(given.shift))
             self._restore(node, x, wanted, "a convolution that reads it pads with zeros")
             given = wanted
         if not given.is_identity:
@@ -198,7 +198,7 @@ class _Walk:
         refusing = [user for user in node.users if self._refuses_shift(user, node)]
         if refusing and bool(shift.any()):
             note(self.module, gate.site.name, f"the constant of the polynomial is added, since {_reader(refusing[0])}")
-            shift = torch.zeros_like(shift)
+            scale, shift = _usable(scale), torch.zeros_like(shift)
         if bool(((scale != natural.out.scale) & (natural.kinds == Kind.SQUARE)).any()):
             note(self.module, gate.site.name, "the scale of the polynomial is multiplied, since a sum needs another")
         made = Form(axis, scale, shift)
@@ -362,6 +362,11 @@ def _same_sizes(one: Any, other: Any) -> bool:
 
 def _same(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).abs() <= _ROUNDING * other.abs()
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """The scale, but 1 for a constant, which nothing could be added to in a scale of 0."""
+    return torch.where(scale == 0, 1.0, scale)
 
 
 def _elements(shape: Any) -> int:
