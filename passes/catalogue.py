@@ -13,6 +13,7 @@ from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.fold_constants import FoldConstantsPass
 from autorep_fx.passes.infra import Pass, Pipeline
 from autorep_fx.passes.lower_gates import LowerGatesPass
+from autorep_fx.passes.pack_channels import PackChannelsPass
 
 __all__ = ["CATALOGUE", "build_pipeline"]
 
@@ -20,6 +21,7 @@ CATALOGUE: dict[str, type[Pass]] = {
     "canonicalize": CanonicalizePass,
     "fold_constants": FoldConstantsPass,
     "fold_batchnorm": FoldBatchnormPass,
+    "pack_channels": PackChannelsPass,
     "absorb_affine": AbsorbAffinePass,
     "lower_gates": LowerGatesPass,
 }
