@@ -61,7 +61,7 @@ STAGES = (
 OPTIONAL_STAGES = frozenset({"train_gates", "finetune"})
 DEFAULT_PASSES = {
     "canonicalize": ("canonicalize",),
-    "lower": ("fold_constants", "fold_batchnorm", "pack_channels", "absorb_affine", "lower_gates"),
+    "lower": ("fold_constants", "fold_batchnorm", "pack_channels", "absorb_affine", "drop_channels", "lower_gates"),
 }
 
 

@@ -15,7 +15,7 @@ from autorep_fx.passes.form_rules import affine_of, carried, carries, needs_no_s
 from autorep_fx.passes.form_wishes import scale_wishes
 from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, note
 from autorep_fx.passes.gate_forms import Kind, natural_form, wished_shift
-from autorep_fx.passes.graphs import SITE_KEY, add_buffer, finish, node_shape
+from autorep_fx.passes.graphs import SITE_KEY, add_buffer, drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.linear_ops import LinearOp, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -34,7 +34,7 @@ class AbsorbAffinePass(Pass):
     One walk follows the forms forward:
 
     1. A norm that nothing folded, or arithmetic with constants, changes the form of its input and computes nothing.
-    2. A linear operation takes its input in any form and leaves its output in the scale that its readers wish, which
+    2. A linear operation, whose outputs without weights are constants, takes its input in any form and leaves its output in the scale that its readers wish, which
        a walk backwards found. A shift of its input becomes part of its bias; where it pads with zeros, of a constant
        per position if that is smaller than the input, else the shift is added before it.
     3. A quadratic wishes its input around its vertex, ``u = x + h`` with ``h = c1 / 2·c2``: then it is a square, and
@@ -177,6 +177,9 @@ class _Walk:
             op.take_input(given.scale, given.shift)
         scale = _filled(self.wishes.get(node), 1.0, op.outputs)
         op.give_output(scale)
+        if all(user in self.ops or user in self.gates for user in node.users):
+            constant = op.constant_outputs()
+            return Form(op.axis, torch.where(constant, 0.0, scale), torch.where(constant, op.bias, 0.0))
         return Form(op.axis, scale, torch.zeros_like(scale))
 
     def _takes_shift(self, op: LinearOp) -> bool:
@@ -335,6 +338,7 @@ class _Walk:
         changed = self.modified or bool(self.affine) or any(op.changed for op in self.ops.values())
         if changed:
             self.graph.eliminate_dead_code()
+            drop_unused_buffers(self.module)
             finish(self.module)
             record_missing_shapes(self.module)
         return changed

@@ -9,6 +9,7 @@ from autorep_fx.config import PassConfig
 from autorep_fx.errors import ConfigError, did_you_mean
 from autorep_fx.passes.absorb_affine import AbsorbAffinePass
 from autorep_fx.passes.canonicalize import CanonicalizePass
+from autorep_fx.passes.drop_channels import DropChannelsPass
 from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.fold_constants import FoldConstantsPass
 from autorep_fx.passes.infra import Pass, Pipeline
@@ -23,6 +24,7 @@ CATALOGUE: dict[str, type[Pass]] = {
     "fold_batchnorm": FoldBatchnormPass,
     "pack_channels": PackChannelsPass,
     "absorb_affine": AbsorbAffinePass,
+    "drop_channels": DropChannelsPass,
     "lower_gates": LowerGatesPass,
 }
 

@@ -101,6 +101,12 @@ class LinearOp:
         if bool(constant.any()):
             self.changed, self.bias = True, self.bias + constant
 
+    def constant_outputs(self) -> Tensor:
+        """``(outputs,)``: which have no weights at all, so that they are their bias."""
+        if self.transposed or self.plane is not None:
+            return torch.zeros(self.outputs, dtype=torch.bool)
+        return ~(self.weight != 0).flatten(1).any(1)
+
     def plane_shape(self) -> tuple[int, ...] | None:
         """Shape of the output for one sample; None where it is not fixed."""
         shapes = [node_shape(value) for value in (self.node, self.node.args[0])]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along
 from autorep_fx.passes.gate_forms import HOMOGENEOUS, MOST_RUNS, Kind, NaturalForm, natural_form, runs
-from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, finish
+from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, drop_unused_buffers, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -44,6 +44,7 @@ class LowerGatesPass(Pass):
                 _Lowering(module, node, gates[node.meta[SITE_KEY].name]).run()
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
+        drop_unused_buffers(module)
         finish(module)
         record_missing_shapes(module)
         return PassResult(module, modified=True)
