@@ -61,8 +61,11 @@ STAGES = (
 OPTIONAL_STAGES = frozenset({"train_gates", "finetune"})
 DEFAULT_PASSES = {
     "canonicalize": ("canonicalize",),
-    "lower": ("fold_constants", "fold_batchnorm", "pack_channels", "absorb_affine", "drop_channels", "lower_gates"),
-}
+    "lower": (
+        "fold_constants", "fold_batchnorm", "pack_channels", "absorb_affine", "drop_channels", "lower_gates",
+        "merge_linear",
+    ),
+}  # fmt: skip
 
 
 class PassConfig(Section):

@@ -14,6 +14,7 @@ from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.fold_constants import FoldConstantsPass
 from autorep_fx.passes.infra import Pass, Pipeline
 from autorep_fx.passes.lower_gates import LowerGatesPass
+from autorep_fx.passes.merge_linear import MergeLinearPass
 from autorep_fx.passes.pack_channels import PackChannelsPass
 
 __all__ = ["CATALOGUE", "build_pipeline"]
@@ -26,6 +27,7 @@ CATALOGUE: dict[str, type[Pass]] = {
     "absorb_affine": AbsorbAffinePass,
     "drop_channels": DropChannelsPass,
     "lower_gates": LowerGatesPass,
+    "merge_linear": MergeLinearPass,
 }
 
 
