@@ -13,7 +13,7 @@ from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.form_rules import affine_of, carried, carries, needs_no_shift
 from autorep_fx.passes.form_wishes import scale_wishes
-from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, note
+from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, note, same_scale
 from autorep_fx.passes.gate_forms import Kind, natural_form, wished_shift
 from autorep_fx.passes.graphs import SITE_KEY, add_buffer, drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.infra import Pass, PassResult
@@ -24,8 +24,6 @@ __all__ = ["AbsorbAffinePass", "gate_of"]
 
 aten = torch.ops.aten
 _HOLDER = "autorep_absorbed"
-# Scales that are equal but for the rounding of float64.
-_ROUNDING = 1e-12
 
 
 class AbsorbAffinePass(Pass):
@@ -196,13 +194,13 @@ class _Walk:
         given = self._given(node, x, axis, channels)
         natural = natural_form(gate, given)
         scale = _filled(self.wishes.get(node), torch.nan, channels)
-        scale = torch.where(scale.isnan() | _same(scale, natural.out.scale), natural.out.scale, scale)
+        scale = torch.where(scale.isnan(), natural.out.scale, scale)
         shift = natural.out.shift
         refusing = [user for user in node.users if self._refuses_shift(user, node)]
         if refusing and bool(shift.any()):
             note(self.module, gate.site.name, f"the constant of the polynomial is added, since {_reader(refusing[0])}")
             scale, shift = _usable(scale), torch.zeros_like(shift)
-        if bool(((scale != natural.out.scale) & (natural.kinds == Kind.SQUARE)).any()):
+        if bool((~same_scale(scale, natural.out.scale) & (natural.kinds == Kind.SQUARE)).any()):
             note(self.module, gate.site.name, "the scale of the polynomial is multiplied, since a sum needs another")
         made = Form(axis, scale, shift)
         if not (given.is_identity and made.is_identity):
@@ -232,12 +230,12 @@ class _Walk:
                 self._true(node, source, "a sum broadcasts it")
             return None
         scale = known.scale
-        if any(not bool(_same((form or Form.identity(axis, channels)).scale, scale).all()) for form in forms):
+        if any(not bool(same_scale((form or Form.identity(axis, channels)).scale, scale).all()) for form in forms):
             scale = _filled(self.wishes.get(node), 1.0, channels)
             for source, form in zip(sources, forms, strict=True):
                 own = form or Form.identity(axis, channels)
                 self.forms.setdefault(source, own)
-                if not bool(_same(own.scale, scale).all()):
+                if not bool(same_scale(own.scale, scale).all()):
                     wanted = Form(axis, scale, own.shift)
                     self._restore(node, source, wanted, "a sum adds values of other scales")
         return Form(axis, scale, sum((form.shift for form in forms if form is not None), torch.zeros_like(scale)))
@@ -281,7 +279,8 @@ class _Walk:
             if gate is None or user.args[0] is not node:
                 continue
             if form is None or (form.axis, len(form.scale)) == (gate.site.channel_axis + 1, gate.site.channels):
-                return wished_shift(gate, self.conditioning)
+                refused = any(self._refuses_shift(reader, user) for reader in user.users)
+                return wished_shift(gate, self.conditioning, true_output=refused)
         return None
 
     def _can_push(self, node: fx.Node) -> bool:
@@ -362,10 +361,6 @@ def _joins(node: fx.Node) -> bool:
 
 def _same_sizes(one: Any, other: Any) -> bool:
     return one is not None and other is not None and tuple(one[1:]) == tuple(other[1:])
-
-
-def _same(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).abs() <= _ROUNDING * other.abs()
 
 
 def _usable(scale: Tensor) -> Tensor:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["FORM_KEY", "NOTES_KEY", "Form", "GateForms", "along", "note"]
+__all__ = ["FORM_KEY", "NOTES_KEY", "Form", "GateForms", "along", "note", "same_scale"]
 
 #: The key under which the call of a gate carries the :class:`GateForms` that its neighbours agreed on.
 FORM_KEY = "forms"
 #: The key under which a module carries what its lowering could not do, and why.
 NOTES_KEY = "lowering_notes"
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class GateForms:
 def along(values: Tensor, axis: int, rank: int) -> Tensor:
     """``(C,)`` in the shape that broadcasts along ``axis`` of a tensor with ``rank`` axes, the batch left out."""
     return values.reshape([-1 if at == axis else 1 for at in range(1, rank)])
+
+
+def same_scale(one: Tensor, other: Tensor) -> Tensor:
+    """Where two scales are equal but for the rounding of float64."""
+    return (one - other).abs() <= _ROUNDING * other.abs()
 
 
 def note(module: fx.GraphModule, subject: str, reason: str) -> None:

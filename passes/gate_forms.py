@@ -75,17 +75,20 @@ def kept_by_channel(gate: GatedActivation) -> Tensor:
     return kept.reshape(gate.site.channels, -1).cpu()
 
 
-def wished_shift(gate: GatedActivation, bound: float) -> Tensor:
+def wished_shift(gate: GatedActivation, bound: float, *, true_output: bool = False) -> Tensor:
     """``(C,)`` shift in which the gate would like to find its input; NaN where it does not matter.
 
     Activations want the true value. A quadratic wants ``x + h`` with ``h = c1 / 2·c2``, the distance to its vertex, as
-    long as completing the square is well-conditioned: ``√|c2|·|h|`` at most ``bound``.
+    long as completing the square is well-conditioned: ``√|c2|·|h|`` at most ``bound``. A linear polynomial whose readers
+    take no shift (``true_output``) wishes the one with which it has none.
     """
     kept = kept_by_channel(gate)
-    _, c1, c2 = padded_coefficients(gate)
+    c0, c1, c2 = padded_coefficients(gate)
     vertex = -c1 / (2 * c2)
     square = (c2 != 0) & (c2.abs().sqrt() * vertex.abs() <= bound)
     wish = torch.where(square, vertex, torch.nan)
+    if true_output:
+        wish = torch.where((c2 == 0) & (c1 != 0), -c0 / c1, wish)
     return torch.where(kept.all(1), 0.0, wish)
 
 
@@ -99,9 +102,11 @@ def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
     mixed = bool((kept.any(1) & ~whole).any())
     offset = polynomial[1] / polynomial[2]
     size = (c1.abs() + (2 * c2 * t).abs()) * s.abs() / polynomial[2].abs()
+    constant = torch.where((c0 + c1 * t).abs() <= _ROUNDING * c0.abs(), 0.0, polynomial[0])
+    polynomial[0] = torch.where(c2 == 0, constant, polynomial[0])
     offset = torch.where(offset.abs() <= _ROUNDING * size, 0.0, offset)
     square = (polynomial[2] != 0) & (offset.abs() <= _LARGEST_OFFSET)
-    linear = (c2 == 0) & ((polynomial[1] != 0) | ~kept.any(1))
+    linear = (polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))
     kinds = torch.full_like(s, Kind.GENERAL, dtype=torch.int64)
     if bool(polynomial[1:].any()):  # a constant everywhere is one, not nothing
         kinds[linear] = Kind.LINEAR

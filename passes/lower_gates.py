@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.gates import GatedActivation, GatedPool
-from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along
+from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, same_scale
 from autorep_fx.passes.gate_forms import HOMOGENEOUS, MOST_RUNS, Kind, NaturalForm, natural_form, runs
 from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, drop_unused_buffers, finish
 from autorep_fx.passes.infra import Pass, PassResult
@@ -99,7 +99,7 @@ class _Lowering:
 
     def _affine(self, x: fx.Node, factor: Tensor, addend: Tensor, name: str) -> fx.Node:
         """``factor·x + addend``, where these are constants in the shape of one sample; nothing for 1 and 0."""
-        if not bool((factor == 1).all()):
+        if not bool(same_scale(factor, torch.ones_like(factor)).all()):
             x = self._emit(aten.mul.Tensor, x, self._buffer(f"{name}_scale", factor))
         if bool(addend.any()):
             x = self._emit(aten.add.Tensor, x, self._buffer(f"{name}_shift", addend))
@@ -135,7 +135,7 @@ class _Lowering:
         if kind == Kind.KEPT:
             return self._activated(x, channels, channels, name, self.axis, self.rank)
         out = self.natural.out
-        left = (out.scale == self.made.scale)[channels]  # also a scale of 0: a constant that the neighbours have
+        left = same_scale(out.scale, self.made.scale)[channels]  # also a scale of 0: a constant that the neighbours have
         factor = torch.where(left, 1.0, out.scale[channels] / self.made.scale[channels])
         addend = (out.shift - self.made.shift)[channels]
         addend = torch.where(addend == 0, 0.0, addend / self.made.scale[channels])
