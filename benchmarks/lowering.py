@@ -200,10 +200,8 @@ def _markdown(rows: list[dict[str, Any]], memory: dict[str, Any], stated: dict[s
             f"{row['target']} | {row['multiplications_per_replaced']:.3f} | {row['compile_seconds']:.1f} s |"
         )
     for name, found in memory.items():
-        lines += [
-            "", f"{name}, lowering and export in a process of their own: {found['seconds']:.1f} s, largest resident "
-            f"size {found['peak'] / 2**20:.0f} MiB, weights {found['weights'] / 2**20:.0f} MiB",
-        ]  # fmt: skip
+        sizes = f"largest resident size {found['peak'] / 2**20:.0f} MiB, weights {found['weights'] / 2**20:.0f} MiB"
+        lines += ["", f"{name}, lowering and export in a process of their own: {found['seconds']:.1f} s, {sizes}"]
     return "\n".join([*lines, "", ", ".join(f"{key}: {value}" for key, value in stated.items()), ""])
 
 

@@ -13,12 +13,14 @@ from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.form_rules import affine_of, carried, carries, needs_no_shift
 from autorep_fx.passes.form_wishes import scale_wishes
-from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, note, same_scale
+from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, note, same_scale
 from autorep_fx.passes.gate_forms import Kind, natural_form, wished_shift
-from autorep_fx.passes.graphs import SITE_KEY, add_buffer, drop_unused_buffers, finish, node_shape
+from autorep_fx.passes.graphs import drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.linear_ops import LinearOp, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
+from autorep_fx.passes.shift_paths import ShiftPaths
+from autorep_fx.passes.stored_values import StoredValues
 
 __all__ = ["AbsorbAffinePass", "gate_of"]
 
@@ -32,9 +34,9 @@ class AbsorbAffinePass(Pass):
     One walk follows the forms forward:
 
     1. A norm that nothing folded, or arithmetic with constants, changes the form of its input and computes nothing.
-    2. A linear operation, whose outputs without weights are constants, takes its input in any form and leaves its output in the scale that its readers wish, which
-       a walk backwards found. A shift of its input becomes part of its bias; where it pads with zeros, of a constant
-       per position if that is smaller than the input, else the shift is added before it.
+    2. A linear operation takes its input in any form and leaves its output in the scale that its readers wish, which a
+       walk backwards found; outputs without weights are constants. A shift of its input becomes part of its bias; where
+       it pads with zeros, of a constant per position if that is smaller than the input, else the shift is added before.
     3. A quadratic wishes its input around its vertex, ``u = x + h`` with ``h = c1 / 2·c2``: then it is a square, and
        ``c2`` and the constant go on to its readers. Shifts go back into the biases of linear operations through sums,
        concatenations and averages that nothing else reads. Where that is impossible, or ``√|c2|·|h|`` is above
@@ -80,8 +82,9 @@ class _Walk:
             if node.op == "call_function" and node in self.dependent and (found := affine_of(module, node)) is not None
         }  # fmt: skip
         self.wishes = scale_wishes(module, self.ops, self.gates, self.affine)
-        self.forms: dict[fx.Node, Form] = {}
-        self.stored: dict[tuple[fx.Node, bytes], fx.Node] = {}
+        self.paths = ShiftPaths(self.ops, self.affine)
+        self.values = StoredValues(module)
+        self.forms = self.values.forms
         self.modified = False
 
     def visit(self, node: fx.Node) -> None:
@@ -102,7 +105,7 @@ class _Walk:
             return self._gate(node, self.gates[node])
         if node in self.affine:
             x, axis, factor, addend = self.affine[node]
-            return self._given(node, x, axis, len(factor)).then(factor, addend)
+            return self.values.given(node, x, axis, len(factor)).then(factor, addend)
         if not any(source in self.forms for source in node.all_input_nodes):
             return None
         if node.target is aten.add.Tensor and len(node.args) == 2 and not node.kwargs:
@@ -114,62 +117,17 @@ class _Walk:
             if form is not None:
                 return form
         for source in node.all_input_nodes:  # rule 7
-            self._true(node, source, _reader(node))
+            self.values.true(node, source, _reader(node))
         return None
-
-    # Values in other forms.
-
-    def _given(self, reader: fx.Node, x: fx.Node, axis: int, channels: int) -> Form:
-        """The form of an input whose channels lie on ``axis``; another axis is undone first."""
-        form = self.forms.get(x)
-        if form is not None and (form.axis, len(form.scale)) != (axis, channels):
-            self._true(reader, x, "a layer reads another axis as channels")
-            form = None
-        return Form.identity(axis, channels) if form is None else form
-
-    def _true(self, reader: fx.Node, x: fx.Node, reason: str) -> None:
-        if x in self.forms:
-            form = self.forms[x]
-            self._restore(reader, x, Form.identity(form.axis, len(form.scale)), reason)
-
-    def _restore(self, reader: fx.Node, x: fx.Node, wanted: Form, reason: str) -> None:
-        """Let ``reader`` read ``x`` in another form, by a product and a sum as needed."""
-        form = self.forms[x]
-        key = (x, wanted.scale.numpy().tobytes() + wanted.shift.numpy().tobytes())
-        if key not in self.stored:
-            factor, addend = form.scale / wanted.scale, (form.shift - wanted.shift) / wanted.scale
-            with self.graph.inserting_before(reader):
-                result = self._times(x, factor, addend, form.axis)
-            self.stored[key] = result
-            if result is not x:
-                note(self.module, x.name, reason)
-                self.modified = True
-        reader.replace_input_with(x, self.stored[key])
-
-    def _times(self, x: fx.Node, factor: Tensor, addend: Tensor, axis: int) -> fx.Node:
-        value, rank = x.meta["val"], len(node_shape(x) or ())
-        steps = [(aten.mul.Tensor, factor, bool((factor != 1).any())), (aten.add.Tensor, addend, bool(addend.any()))]
-        result = x
-        for target, constant, needed in steps:
-            if needed:
-                path = free_name(self.module, _HOLDER, f"{x.name}_{target.__name__.split('.')[0]}", Counter())
-                buffer = self.graph.get_attr(
-                    add_buffer(self.module, path, along(constant, axis, rank).to(value.dtype).contiguous())
-                )
-                result = self.graph.call_function(target, (result, buffer))
-                result.meta = {**{k: v for k, v in x.meta.items() if k not in (SITE_KEY, FORM_KEY)}, "val": value}
-        return result
-
-    # Rules.
 
     def _linear(self, node: fx.Node, op: LinearOp) -> Form:
         """Rule 2."""
         x = node.args[0]
         assert isinstance(x, fx.Node)
-        given = self._given(node, x, op.axis, op.inputs)
+        given = self.values.given(node, x, op.axis, op.inputs)
         if bool(given.shift.any()) and not self._takes_shift(op):
             wanted = Form(given.axis, _usable(given.scale), torch.zeros_like(given.shift))
-            self._restore(node, x, wanted, "a convolution that reads it pads with zeros")
+            self.values.restore(node, x, wanted, "a convolution that reads it pads with zeros")
             given = wanted
         if not given.is_identity:
             op.take_input(given.scale, given.shift)
@@ -191,7 +149,7 @@ class _Walk:
         """Rules 3 and 4."""
         axis, channels = gate.site.channel_axis + 1, gate.site.channels
         x: Any = node.args[0]
-        given = self._given(node, x, axis, channels)
+        given = self.values.given(node, x, axis, channels)
         natural = natural_form(gate, given)
         scale = _filled(self.wishes.get(node), torch.nan, channels)
         scale = torch.where(scale.isnan(), natural.out.scale, scale)
@@ -227,7 +185,7 @@ class _Walk:
         fits = all(s is not None and len(s) == rank and s[axis] == channels for s in shapes)
         if not fits or any(form is not None and form.axis != axis for form in forms):
             for source in node.all_input_nodes:
-                self._true(node, source, "a sum broadcasts it")
+                self.values.true(node, source, "a sum broadcasts it")
             return None
         scale = known.scale
         if any(not bool(same_scale((form or Form.identity(axis, channels)).scale, scale).all()) for form in forms):
@@ -237,7 +195,7 @@ class _Walk:
                 self.forms.setdefault(source, own)
                 if not bool(same_scale(own.scale, scale).all()):
                     wanted = Form(axis, scale, own.shift)
-                    self._restore(node, source, wanted, "a sum adds values of other scales")
+                    self.values.restore(node, source, wanted, "a sum adds values of other scales")
         return Form(axis, scale, sum((form.shift for form in forms if form is not None), torch.zeros_like(scale)))
 
     def _joined(self, node: fx.Node) -> Form | None:
@@ -247,7 +205,7 @@ class _Walk:
         known = {form.axis for part in parts if (form := self.forms.get(part)) is not None}
         if known != {axis}:
             for part in set(parts):
-                self._true(node, part, "it is joined along another axis")
+                self.values.true(node, part, "it is joined along another axis")
             return None
         forms = [self.forms.get(part) or Form.identity(axis, int((node_shape(part) or ())[axis])) for part in parts]
         return Form(axis, torch.cat([form.scale for form in forms]), torch.cat([form.shift for form in forms]))
@@ -256,8 +214,6 @@ class _Walk:
 
     def _settle(self, node: fx.Node) -> None:
         """Give a value the shift that its readers wish, where some linear operation before it can add that."""
-        if not self._can_push(node):
-            return
         form = self.forms.get(node)
         wish = self._wish(node, form)
         if wish is None:
@@ -266,8 +222,8 @@ class _Walk:
             gate = next(self.gates[user] for user in node.users if user in self.gates)
             form = Form.identity(gate.site.channel_axis + 1, gate.site.channels)
         amount = torch.where(wish.isnan() | (form.scale == 0), 0.0, form.shift - wish)
-        if bool(amount.any()):
-            self._push(node, amount)
+        if bool(amount.any()) and self.paths.can_add(node, form.axis):
+            self.paths.add(node, amount, form.axis)
             self.forms[node] = Form(form.axis, form.scale, torch.where(amount == 0, form.shift, wish))
 
     def _wish(self, node: fx.Node, form: Form | None) -> Tensor | None:
@@ -283,58 +239,17 @@ class _Walk:
                 return wished_shift(gate, self.conditioning, true_output=refused)
         return None
 
-    def _can_push(self, node: fx.Node) -> bool:
-        if node in self.ops:
-            return True
-        return any(self._pushable(source, node) for source in self._paths(node)) if not _joins(node) else (
-            node.target is aten.cat.default and all(self._pushable(part, node) for part in self._paths(node))
-        )
-
-    def _pushable(self, source: fx.Node, reader: fx.Node) -> bool:
-        return len(source.users) == 1 and node_rank(source) == node_rank(reader) and self._can_push(source)
-
-    def _paths(self, node: fx.Node) -> list[fx.Node]:
-        """Inputs through which a constant that is to be added to ``node`` can come."""
-        if node in self.affine:
-            x, axis, factor, _ = self.affine[node]
-            return [x] if bool(factor.all()) else []
-        if node.target is aten.add.Tensor and len(node.args) == 2:
-            shape = node_shape(node)
-            return [a for a in node.all_input_nodes if _same_sizes(node_shape(a), shape)]
-        if node.target is aten.cat.default:
-            return list(node.args[0])  # type: ignore[arg-type]
-        pooled = carries(node) and node.args and isinstance(node.args[0], fx.Node) and not needs_no_shift(node)
-        kept = node_shape(node.args[0]) if pooled else None  # type: ignore[arg-type]
-        if kept is not None and len(kept) == node_rank(node) and kept[1] == (node_shape(node) or (0, 0))[1]:
-            return [node.args[0]]  # type: ignore[list-item]
-        return []
-
-    def _push(self, node: fx.Node, amount: Tensor) -> None:
-        """Add ``(C,)`` to the true value that is stored for ``node``."""
-        if node in self.ops:
-            self.ops[node].add(amount)
-        elif node in self.affine:
-            self._push(self.affine[node][0], amount / self.affine[node][2])
-        elif node.target is aten.cat.default:
-            start = 0
-            for part in self._paths(node):
-                size = int((node_shape(part) or ())[1])
-                self._push(part, amount[start : start + size])
-                start += size
-        else:
-            self._push(next(s for s in self._paths(node) if self._pushable(s, node)), amount)
-
     def finish(self) -> bool:
         """Write the new weights and drop what computes nothing; returns whether anything changed."""
         names: Counter[str] = Counter()
-        for node, op in self.ops.items():
+        for op in self.ops.values():
             if op.changed:
-                name = str(node.args[1].target).removesuffix(".weight").removeprefix("autorep_folded.")  # type: ignore[union-attr]
-                op.finish(free_name(self.module, _HOLDER, name.replace(".", "_"), names))
-        for node, (x, *_) in self.affine.items():
-            source = node.args[0] if isinstance(node.args[0], fx.Node) and node.args[0].op != "get_attr" else x
-            node.replace_all_uses_with(source)
-        changed = self.modified or bool(self.affine) or any(op.changed for op in self.ops.values())
+                op.finish(free_name(self.module, _HOLDER, op.name, names))
+        for node in self.affine:
+            node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
+        changed = (
+            self.modified or self.values.restored or bool(self.affine) or any(op.changed for op in self.ops.values())
+        )
         if changed:
             self.graph.eliminate_dead_code()
             drop_unused_buffers(self.module)
@@ -349,18 +264,6 @@ def _reader(node: fx.Node) -> str:
         return "it is the model's output"
     name = operator_name(node)
     return f"{name} pads with zeros" if name.startswith("conv") else f"{name or 'a gate'} takes true values"
-
-
-def node_rank(node: fx.Node) -> int:
-    return len(node_shape(node) or ())
-
-
-def _joins(node: fx.Node) -> bool:
-    return node.target is aten.cat.default
-
-
-def _same_sizes(one: Any, other: Any) -> bool:
-    return one is not None and other is not None and tuple(one[1:]) == tuple(other[1:])
 
 
 def _usable(scale: Tensor) -> Tensor:

@@ -83,7 +83,6 @@ class ChannelEdit:
                 return f"{node.name} has constants of its own"
         return None
 
-
     def order_of(self, node: Any) -> tuple[Layout, Tensor] | None:
         """Where a value's channels are and their new order; None where they stay."""
         value = self.walk.values.get(node) if isinstance(node, fx.Node) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -74,7 +75,9 @@ def _drop(module: fx.GraphModule) -> bool:
 def _shrink(node: fx.Node, gate: GatedActivation, order: Tensor) -> None:
     forms = node.meta.get(FORM_KEY)
     if forms is not None:
-        node.meta[FORM_KEY] = GateForms(*(Form(f.axis, f.scale[order], f.shift[order]) for f in (forms.given, forms.made)))
+        node.meta[FORM_KEY] = GateForms(
+            *(Form(f.axis, f.scale[order], f.shift[order]) for f in (forms.given, forms.made))
+        )
     site = node.meta[SITE_KEY]
     shape = list(site.shape)
     shape[site.channel_axis] = len(order)
@@ -93,19 +96,21 @@ def _used(module: fx.GraphModule, edit: ChannelEdit, root: int) -> Tensor | None
         if node in edit.gates:
             start, kept = edit.start(node), kept_by_channel(edit.gates[node]).any(1)
             used[start : start + len(kept)] |= kept
-        elif linear:
-            value = edit.walk.values.get(node.args[0])  # type: ignore[arg-type]
-            if isinstance(value, Layout) and edit.stretches[value.space][0] == root:
-                if not _mark(LinearOp(module, node), value, edit.start(node.args[0]), used):  # type: ignore[arg-type]
-                    return None
+        elif linear and not _mark(edit, LinearOp(module, node), root, used):
+            return None
     return used
 
 
-def _mark(op: LinearOp, value: Layout, start: int, used: Tensor) -> bool:
+def _mark(edit: ChannelEdit, op: LinearOp, root: int, used: Tensor) -> bool:
     """Mark the channels that an operation has weights for; False for convolutions in groups."""
+    source: Any = op.node.args[0]
+    value = edit.walk.values.get(source)
+    if not isinstance(value, Layout) or edit.root(source) != root:
+        return True
     if op.groups > 1:
-        return False
-    columns = op.weight.transpose(0, 1) if not op.transposed else op.weight
+        return op.groups == op.inputs == op.outputs  # depthwise: it reads each for itself
+    columns = op.weight if op.transposed else op.weight.transpose(0, 1)
     found = (columns != 0).flatten(1).any(1).view(value.channels, value.block).any(1)
+    start = edit.start(source)
     used[start : start + value.channels] |= found.cpu()
     return True

@@ -84,7 +84,7 @@ def carries(node: fx.Node) -> bool:
     name = operator_name(node)
     if name == "dropout":
         return argument(node, 2, "train") is False
-    if name in _MONOTONE and name != "amax" and node.users and isinstance(node.meta.get("val"), (tuple, list)):
+    if isinstance(node.meta.get("val"), (tuple, list)):  # values and their indices
         return False
     return name in _AVERAGES | _PLAIN | _VIEWS | _MONOTONE | _INTERPOLATIONS | {"mean", "slice"}
 

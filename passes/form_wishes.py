@@ -83,7 +83,8 @@ class _Backward:
         result = torch.where(kinds == Kind.LINEAR, (own / c1).abs(), result)
         kept = own.clone() if gate.site.kind in HOMOGENEOUS else torch.ones_like(own)
         result = torch.where(kinds == Kind.KEPT, kept, result)
-        return result.clamp(_LOW, _HIGH)
+        wish: Tensor = result.clamp(_LOW, _HIGH)
+        return wish
 
 
 def _of_part(user: fx.Node, node: fx.Node, own: Tensor) -> Tensor:

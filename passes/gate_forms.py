@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from autorep_fx.gates import GatedActivation, GatedPool
+from autorep_fx.passes.form_costs import MOST_RUNS, cheaper_apart
 from autorep_fx.passes.forms import Form
 
 __all__ = [
-    "HOMOGENEOUS", "MOST_RUNS", "Kind", "NaturalForm", "kept_by_channel", "natural_form", "padded_coefficients", "runs",
+    "HOMOGENEOUS", "Kind", "NaturalForm", "kept_by_channel", "natural_form", "padded_coefficients", "runs",
     "wished_shift",
 ]  # fmt: skip
 
 #: Kinds of activations with f(a·x) = a·f(x) for a > 0.
 HOMOGENEOUS = {"relu", "leaky_relu", "prelu"}
-#: Runs of equal channels up to which slices and one concatenation beat a gather and its inverse.
-MOST_RUNS = 8
 # Largest offset in z·(z + offset): above it the quadratic term is lost in float16, and nearly so in float32.
 _LARGEST_OFFSET = 1e4
 # An offset that is nothing but rounding of float64.
@@ -79,17 +78,17 @@ def wished_shift(gate: GatedActivation, bound: float, *, true_output: bool = Fal
     """``(C,)`` shift in which the gate would like to find its input; NaN where it does not matter.
 
     Activations want the true value. A quadratic wants ``x + h`` with ``h = c1 / 2·c2``, the distance to its vertex, as
-    long as completing the square is well-conditioned: ``√|c2|·|h|`` at most ``bound``. A linear polynomial whose readers
-    take no shift (``true_output``) wishes the one with which it has none.
+    long as completing the square is well-conditioned: ``√|c2|·|h|`` at most ``bound``. A linear polynomial whose
+    readers take no shift (``true_output``) wishes the one with which it has none.
     """
-    kept = kept_by_channel(gate)
     c0, c1, c2 = padded_coefficients(gate)
     vertex = -c1 / (2 * c2)
     square = (c2 != 0) & (c2.abs().sqrt() * vertex.abs() <= bound)
     wish = torch.where(square, vertex, torch.nan)
     if true_output:
         wish = torch.where((c2 == 0) & (c1 != 0), -c0 / c1, wish)
-    return torch.where(kept.all(1), 0.0, wish)
+    activated = natural_form(gate, Form.identity(1, gate.site.channels)).kinds == Kind.KEPT
+    return torch.where(activated, 0.0, wish)
 
 
 def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
@@ -97,33 +96,34 @@ def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
     s, t = given.scale, given.shift
     c0, c1, c2 = padded_coefficients(gate)
     polynomial = torch.stack([c0 + (c1 + c2 * t) * t, (c1 + 2 * c2 * t) * s, c2 * s * s])
+    # What is nothing but rounding: the constant and the offset that a wish was granted for.
+    gone = (c2 == 0) & ((c0 + c1 * t).abs() <= _ROUNDING * c0.abs())
+    polynomial[0] = torch.where(gone, 0.0, polynomial[0])
+    size = (c1.abs() + (2 * c2 * t).abs()) * s.abs()
+    polynomial[1] = torch.where((c2 != 0) & (polynomial[1].abs() <= _ROUNDING * size), 0.0, polynomial[1])
+    kinds = _kinds(gate, polynomial)
+    square, linear = kinds == Kind.SQUARE, kinds == Kind.LINEAR
+    kept = (kinds == Kind.KEPT) & (s > 0) & (gate.site.kind in HOMOGENEOUS)
+    scale = torch.where(square, polynomial[2], torch.where(linear, polynomial[1], torch.where(kept, s, 1.0)))
+    shift = torch.where(square | linear, polynomial[0], 0.0)
+    offset = torch.where(square, polynomial[1] / polynomial[2], 0.0)
+    return NaturalForm(kinds, offset, polynomial, Form(given.axis, scale, shift))
+
+
+def _kinds(gate: GatedActivation, polynomial: Tensor) -> Tensor:
+    """Per channel the cheapest kind that is exact."""
+    kinds = torch.full_like(polynomial[0], Kind.GENERAL, dtype=torch.int64)
+    if isinstance(gate, GatedPool):
+        return kinds
     kept = kept_by_channel(gate)
     whole = kept.all(1)
-    mixed = bool((kept.any(1) & ~whole).any())
-    offset = polynomial[1] / polynomial[2]
-    size = (c1.abs() + (2 * c2 * t).abs()) * s.abs() / polynomial[2].abs()
-    constant = torch.where((c0 + c1 * t).abs() <= _ROUNDING * c0.abs(), 0.0, polynomial[0])
-    polynomial[0] = torch.where(c2 == 0, constant, polynomial[0])
-    offset = torch.where(offset.abs() <= _ROUNDING * size, 0.0, offset)
-    square = (polynomial[2] != 0) & (offset.abs() <= _LARGEST_OFFSET)
-    linear = (polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))
-    kinds = torch.full_like(s, Kind.GENERAL, dtype=torch.int64)
     if bool(polynomial[1:].any()):  # a constant everywhere is one, not nothing
-        kinds[linear] = Kind.LINEAR
-    kinds[square] = Kind.SQUARE
-    if isinstance(gate, GatedPool):
-        kinds[:] = Kind.GENERAL
-    positive = (s > 0) & (gate.site.kind in HOMOGENEOUS)
-    if not mixed:  # otherwise the kept elements of whole channels are gathered with the others
-        kinds[whole] = Kind.KEPT
+        kinds[(polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))] = Kind.LINEAR
+    kinds[(polynomial[2] != 0) & ((polynomial[1] / polynomial[2]).abs() <= _LARGEST_OFFSET)] = Kind.SQUARE
+    apart = torch.where(whole, int(Kind.KEPT), kinds)
+    single = bool((kept.any(1) & ~whole).any())  # then those of whole channels may be gathered with the others
+    if not single or cheaper_apart(kept.numel(), int(kept[whole].sum()), len(runs(apart))):
+        kinds = apart
     if not bool((kinds == Kind.KEPT).any()) and len(runs(kinds)) > MOST_RUNS:
         kinds[:] = Kind.GENERAL  # one form for all beats cutting the channels apart
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    scale, shift = one.clone(), zero.clone()
-    at = kinds == Kind.SQUARE
-    scale[at], shift[at] = polynomial[2][at], polynomial[0][at]
-    at = kinds == Kind.LINEAR
-    scale[at], shift[at] = polynomial[1][at], polynomial[0][at]
-    at = (kinds == Kind.KEPT) & positive
-    scale[at] = s[at]
-    return NaturalForm(kinds, torch.where(kinds == Kind.SQUARE, offset, zero), polynomial, Form(given.axis, scale, shift))
+    return kinds

@@ -12,8 +12,8 @@ from torch import fx
 from autorep_fx.sites import Site
 
 __all__ = [
-    "add_buffer", "aten_name", "calls", "drop_unused_buffers", "finish", "is_call", "node_shape", "samples_shape", "shared_copy", "site_nodes",
-    "sites_of",
+    "add_buffer", "aten_name", "calls", "drop_unused_buffers", "finish", "is_call", "node_shape", "samples_shape",
+    "shared_copy", "site_nodes", "sites_of",
 ]  # fmt: skip
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)

@@ -21,7 +21,7 @@ _AT_ONCE = 2**20
 
 
 def is_linear(module: fx.GraphModule, node: Any) -> bool:
-    """Whether ``node`` is a convolution of any kind or a linear layer, with weights that are the model's own tensors."""
+    """Whether ``node`` is a convolution of any kind or a linear layer, with tensors of the model's own."""
     if not isinstance(node, fx.Node) or node.target not in (*_CONVOLUTIONS, *_TRANSPOSED, aten.linear.default):
         return False
     if node.kwargs or not isinstance(node.args[0], fx.Node):
@@ -65,6 +65,14 @@ class LinearOp:
         self.rows: Tensor | None = None
         self.plane: Tensor | None = None
         self.changed = False
+
+    @property
+    def name(self) -> str:
+        """Module path of the weights, as one name."""
+        path = str(getattr(self.node.args[1], "target", self.node.name)).removesuffix(".weight")
+        for holder in ("autorep_folded.", "autorep_packed.", "autorep_kept."):
+            path = path.removeprefix(holder)
+        return path.replace(".", "_").removesuffix("_weight")
 
     @property
     def axis(self) -> int:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.gates import GatedActivation, GatedPool
+from autorep_fx.passes.form_costs import MOST_RUNS
 from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, same_scale
-from autorep_fx.passes.gate_forms import HOMOGENEOUS, MOST_RUNS, Kind, NaturalForm, natural_form, runs
+from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, NaturalForm, natural_form, runs
 from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, drop_unused_buffers, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
@@ -29,7 +30,8 @@ class LowerGatesPass(Pass):
     1. A channel that is kept computes the plain activation.
     2. One that is replaced computes a square, nothing at all where it is linear, or the polynomial by Horner's rule,
        and the scale and shift that no neighbour takes.
-    3. Channels of different kinds are sliced apart (gathered, where there are many runs of them) and joined again.
+    3. Channels of different kinds are sliced apart and joined again, or gathered, where there are so many runs that
+       this is cheaper by the measured costs.
     4. Where single elements of a channel are kept, these are gathered by constant indices, activated, and scattered
        back over what the others computed.
     """
@@ -135,7 +137,9 @@ class _Lowering:
         if kind == Kind.KEPT:
             return self._activated(x, channels, channels, name, self.axis, self.rank)
         out = self.natural.out
-        left = same_scale(out.scale, self.made.scale)[channels]  # also a scale of 0: a constant that the neighbours have
+        left = same_scale(out.scale, self.made.scale)[
+            channels
+        ]  # also a scale of 0: a constant that the neighbours have
         factor = torch.where(left, 1.0, out.scale[channels] / self.made.scale[channels])
         addend = (out.shift - self.made.shift)[channels]
         addend = torch.where(addend == 0, 0.0, addend / self.made.scale[channels])

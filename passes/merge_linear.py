@@ -35,7 +35,7 @@ class MergeLinearPass(Pass):
         names: Counter[str] = Counter()
         modified = False
         for node in list(module.graph.nodes):
-            first = node.args[0] if node.args else None
+            first: Any = node.args[0] if node.args else None
             if not (is_linear(module, node) and is_linear(module, first)) or len(first.users) != 1:  # rule 1
                 continue
             one, other = LinearOp(module, first), LinearOp(module, node)

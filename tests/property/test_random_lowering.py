@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import autorep_fx
 from autorep_fx.passes.stages import largest_difference
 from property.checks import examples
-from property.strategies import networks
 from property.networks import Network
+from property.strategies import networks
 from property.structures import STRUCTURES, gated_at_random, spread
 
 SHARES = (0.0, 0.03, 0.3, 0.8, 1.0)

@@ -80,7 +80,7 @@ ABSORBED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "concatenation": (_joined, ["conv2d", "conv2d", "cat", "mul", "conv2d"]),
     "several consumers": (_two_readers, ["conv2d", "mul", "conv2d", "conv2d", "add"]),
     "transposed convolution": (
-        _sequential(nn.ConvTranspose2d(3, 4, 3, groups=1), nn.ReLU(), _conv(4, 2)), ["conv_transpose2d", "mul", "conv2d"]
+        _sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), _conv(4, 2)), ["conv_transpose2d", "mul", "conv2d"]
     ),
     "convolution in groups": (
         _sequential(_conv(3, 4), nn.ReLU(), _conv(4, 6, 3, groups=2), nn.ReLU(), _conv(6, 2)),
@@ -109,7 +109,9 @@ def test_a_quadratic_leaves_one_multiplication(name: str) -> None:
 
 def test_a_linear_polynomial_leaves_nothing() -> None:
     """Degree 1: the operations of the network without activations, and linear layers that meet become one."""
-    model = nn.Sequential(_conv(3, 4, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = nn.Sequential(
+        _conv(3, 4, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5), nn.ReLU(), nn.Linear(5, 2)
+    )
     _, operations = _lowered(model, 3, 8, 8, degree=1)
     assert operations == ["conv2d", "flatten", "linear"]
 
