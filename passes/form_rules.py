@@ -13,7 +13,7 @@ from autorep_fx.cost.fx_count import operator_name
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.fold_batchnorm import norm_affine
 from autorep_fx.passes.forms import Form
-from autorep_fx.passes.graphs import node_shape
+from autorep_fx.passes.graphs import FREE_AXES, node_shape
 from autorep_fx.passes.linear_ops import constant_of
 
 __all__ = ["affine_of", "carried", "carries", "in_shape", "needs_no_shift"]
@@ -103,6 +103,8 @@ def carried(node: fx.Node, form: Form) -> Form | None:
     if before is None or after is None or (needs_no_shift(node) and bool(form.shift.any())):
         return None
     if name in _VIEWS:
+        if any(FREE_AXES in value.meta for value in (node, *node.all_input_nodes)):
+            return None
         return in_shape(form, before, after)
     if name in ("mean", "amax"):
         return _reduced(node, form, len(before), len(after), name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.passes.channel_views import argument
-from autorep_fx.passes.graphs import add_buffer, node_shape
+from autorep_fx.passes.graphs import FREE_AXES, add_buffer, node_shape
 
 __all__ = ["LinearOp", "constant_of", "free_name", "is_linear", "scaled_weight"]
 
@@ -117,7 +117,10 @@ class LinearOp:
 
     def plane_shape(self) -> tuple[int, ...] | None:
         """Shape of the output for one sample; None where it is not fixed."""
-        shapes = [node_shape(value) for value in (self.node, self.node.args[0])]  # type: ignore[arg-type]
+        source: Any = self.node.args[0]
+        shapes = [node_shape(value) for value in (self.node, source)]
+        if FREE_AXES in self.node.meta or FREE_AXES in source.meta:
+            return None
         if any(shape is None or not all(isinstance(size, int) for size in shape[1:]) for shape in shapes):
             return None
         return (shapes[0] or ())[1:]
