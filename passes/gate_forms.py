@@ -113,10 +113,10 @@ def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
 def _kinds(gate: GatedActivation, polynomial: Tensor) -> Tensor:
     """Per channel the cheapest kind that is exact."""
     kinds = torch.full_like(polynomial[0], Kind.GENERAL, dtype=torch.int64)
-    if isinstance(gate, GatedPool):
-        return kinds
     kept = kept_by_channel(gate)
     whole = kept.all(1)
+    if isinstance(gate, GatedPool):  # decides by whole channels, on averages
+        return torch.where(whole, int(Kind.KEPT), kinds)
     if bool(polynomial[1:].any()):  # a constant everywhere is one, not nothing
         kinds[(polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))] = Kind.LINEAR
     kinds[(polynomial[2] != 0) & ((polynomial[1] / polynomial[2]).abs() <= _LARGEST_OFFSET)] = Kind.SQUARE
