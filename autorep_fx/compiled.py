@@ -20,6 +20,7 @@ from autorep_fx.export.torch_export import export_torch
 from autorep_fx.export.verify import Verification
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.forms import NOTES_KEY
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.plan import Plan
 from autorep_fx.report.data import HistoryPoint, ReportData, ReportPolynomial, ReportSite
@@ -88,6 +89,12 @@ class Compiled:
         """What the compiler did of its own accord."""
         return self.plan.notes
 
+    @property
+    def lowering_notes(self) -> tuple[str, ...]:
+        """What the lowering could not absorb, pack or drop, and why: sites or nodes, then the reason."""
+        found = self.module.meta.get(NOTES_KEY, {})
+        return tuple(f"{', '.join(subjects)}: {reason}" for reason, subjects in found.items())
+
     def __str__(self) -> str:
         limits = f"budget: {self.plan.budget}; fixed: {self.plan.fixed_comparisons:,}; unspent: {self.unspent:,}"
         lines = [f"{self.title}: {self.original_comparisons:,} → {self.comparisons:,} comparisons ({limits})"]
@@ -142,7 +149,7 @@ class Compiled:
             fixed=plan.fixed_comparisons, unspent=plan.unspent, sites=self._report_sites(),
             history=tuple(HistoryPoint(p.phase, p.step, p.loss, p.kept, p.metric) for p in self.history),
             polynomials=self.polynomials, metric_name=self.metric_name, metrics=self.metrics, warnings=self.warnings,
-            notes=plan.notes, settings=to_yaml(self.config),
+            notes=(*plan.notes, *self.lowering_notes), settings=to_yaml(self.config),
             versions={**installed(_PACKAGES), "date": date.today().isoformat()},
         )  # fmt: skip
 

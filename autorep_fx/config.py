@@ -59,7 +59,13 @@ STAGES = (
     "capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "finetune", "lower", "export"
 )  # fmt: skip
 OPTIONAL_STAGES = frozenset({"train_gates", "finetune"})
-DEFAULT_PASSES = {"canonicalize": ("canonicalize",), "lower": ("fold_constants", "fold_batchnorm", "lower_gates")}
+DEFAULT_PASSES = {
+    "canonicalize": ("canonicalize",),
+    "lower": (
+        "fold_constants", "fold_batchnorm", "pack_channels", "absorb_affine", "drop_channels", "lower_gates",
+        "merge_linear",
+    ),
+}  # fmt: skip
 
 
 class PassConfig(Section):

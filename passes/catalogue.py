@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 from autorep_fx.config import PassConfig
 from autorep_fx.errors import ConfigError, did_you_mean
+from autorep_fx.passes.absorb_affine import AbsorbAffinePass
 from autorep_fx.passes.canonicalize import CanonicalizePass
+from autorep_fx.passes.drop_channels import DropChannelsPass
 from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.fold_constants import FoldConstantsPass
 from autorep_fx.passes.infra import Pass, Pipeline
 from autorep_fx.passes.lower_gates import LowerGatesPass
+from autorep_fx.passes.merge_linear import MergeLinearPass
+from autorep_fx.passes.pack_channels import PackChannelsPass
 
 __all__ = ["CATALOGUE", "build_pipeline"]
 
@@ -19,7 +23,11 @@ CATALOGUE: dict[str, type[Pass]] = {
     "canonicalize": CanonicalizePass,
     "fold_constants": FoldConstantsPass,
     "fold_batchnorm": FoldBatchnormPass,
+    "pack_channels": PackChannelsPass,
+    "absorb_affine": AbsorbAffinePass,
+    "drop_channels": DropChannelsPass,
     "lower_gates": LowerGatesPass,
+    "merge_linear": MergeLinearPass,
 }
 
 

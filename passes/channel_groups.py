@@ -16,7 +16,7 @@ from autorep_fx.passes.channel_views import argument, cut, moved, padded, part, 
 from autorep_fx.passes.graphs import SITE_KEY
 from autorep_fx.sites import ChannelGroup, Site
 
-__all__ = ["channel_groups"]
+__all__ = ["ChannelWalk", "channel_groups"]
 
 # Operations that leave every channel where it is, and that torch does not tag as pointwise.
 _KEEPING = {
@@ -52,20 +52,28 @@ def channel_groups(module: fx.GraphModule) -> tuple[ChannelGroup, ...]:
     Args:
         module: Canonical graph.
     """
-    walk = _Walk(module)
-    for node in module.graph.nodes:
-        walk.visit(node)
+    walk = ChannelWalk(module)
     return walk.spaces.groups(walk.members)
 
 
-class _Walk:
+class ChannelWalk:
+    """The walk itself, for what needs the channels of values that are no sites.
+
+    Attributes:
+        spaces: Lines of channels.
+        members: Space by site name.
+        values: Where the channels of each node's value are.
+    """
+
     def __init__(self, module: fx.GraphModule) -> None:
         self.spaces = Spaces()
         self.members: dict[str, int] = {}
         self.dependent = input_dependent(module.graph.nodes)
         self.values: dict[fx.Node, Value] = {}
+        for node in module.graph.nodes:
+            self._visit(node)
 
-    def visit(self, node: fx.Node) -> None:
+    def _visit(self, node: fx.Node) -> None:
         value = self._value(node) if node in self.dependent else None
         site = node.meta.get(SITE_KEY)
         if site is not None and site.gateable:
@@ -111,7 +119,8 @@ class _Walk:
             if isinstance(source, Layout) and axes and source.axis not in [axis % source.rank for axis in axes]:
                 return source
         pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
-        if pointwise or name in _KEEPING or node.target is cumulative_batch_norm:
+        gated = node.op == "call_module" and SITE_KEY in node.meta
+        if pointwise or gated or name in _KEEPING or node.target is cumulative_batch_norm:
             return self._met(node.all_input_nodes, node)
         return self._break(node, f"{node.name} may move channels")
 

@@ -100,6 +100,17 @@ class Spaces:
             self._parent[step] = space
         return (space, self._offset[path[0]]) if path else (space, 0)
 
+    def stretches(self) -> dict[int, tuple[int, int, int]]:
+        """By space: the root of its group, and the stretch of the group's channels that it covers."""
+        found = {space: self._find(space) for space in range(len(self._sizes))}
+        low: dict[int, int] = {}
+        for root, offset in found.values():
+            low[root] = min(low.get(root, 0), offset)
+        return {
+            space: (root, offset - low[root], offset - low[root] + self._sizes[space])
+            for space, (root, offset) in found.items()
+        }
+
     def groups(self, members: Mapping[str, int]) -> tuple[ChannelGroup, ...]:
         """The groups that ``members`` (space by site name) form, in the order of their first members."""
         low: dict[int, int] = {}
@@ -117,6 +128,10 @@ class Spaces:
             ChannelGroup(found, high[root] - low[root], ties.get(root, ()), next(iter(reasons.get(root, ())), None))
             for root, found in offsets.items()
         )
+
+    def declined(self) -> dict[int, str]:
+        """By root of a group: why its channels cannot be put into another order."""
+        return {root: texts[0] for root, texts in self._by_root(self._reasons).items()}
 
     def _by_root(self, notes: Sequence[tuple[int, str]]) -> dict[int, tuple[str, ...]]:
         found: dict[int, dict[str, None]] = {}

@@ -10,14 +10,12 @@ from torch import Tensor, fx
 from autorep_fx.passes.captured import cumulative_batch_norm
 from autorep_fx.passes.graphs import add_buffer, calls, finish
 from autorep_fx.passes.infra import Pass, PassResult
+from autorep_fx.passes.linear_ops import LinearOp, constant_of, free_name, is_linear, scaled_weight
 
-__all__ = ["FoldBatchnormPass"]
+__all__ = ["FoldBatchnormPass", "norm_affine"]
 
 aten = torch.ops.aten
-# Elements that are in float64 at once.
-_AT_ONCE = 2**20
 _HOLDER = "autorep_folded"
-_LINEAR = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default)
 
 
 class FoldBatchnormPass(Pass):
@@ -28,8 +26,11 @@ class FoldBatchnormPass(Pass):
 
     1. The norm uses running statistics (not batch statistics), and both its statistics and its parameters are the
        model's own tensors.
-    2. The linear operation has no other user, and its weight is its own.
+    2. The linear operation, a convolution of any groups, stride and dilation, a transposed one or a linear layer, has
+       no other user, and its weight is its own.
     3. A linear layer's output has exactly two axes, so that its channels are the norm's.
+
+    What is left of a norm elsewhere is a scale and a shift, which :class:`AbsorbAffinePass` moves on.
     """
 
     def call(self, module: fx.GraphModule) -> PassResult:
@@ -38,46 +39,32 @@ class FoldBatchnormPass(Pass):
         names: Counter[str] = Counter()
         for norm in calls(module, aten.batch_norm.default, cumulative_batch_norm):
             linear = norm.args[0]
-            if isinstance(linear, fx.Node) and self._applies(norm, linear):
-                self._fold(module, norm, linear, names)
-                dead += [linear, norm]
+            affine = norm_affine(module, norm)  # rule 1
+            if affine is None or not isinstance(linear, fx.Node) or not _takes(module, linear):
+                continue
+            self._fold(module, norm, linear, affine, names)
+            dead += [linear, norm]
         finish(module, dead)
         if dead:
             module.graph.eliminate_dead_code()
             module.recompile()
         return PassResult(module, modified=bool(dead))
 
-    def _applies(self, norm: fx.Node, linear: fx.Node) -> bool:
-        # Rule 1.
-        if norm.args[5] is not False or any(a is None for a in norm.args[3:5]):
-            return False
-        if any(isinstance(a, fx.Node) and a.op != "get_attr" for a in norm.args[1:5]):
-            return False
-        # Rule 2.
-        if linear.target not in _LINEAR or len(linear.users) != 1:
-            return False
-        if any(isinstance(a, fx.Node) and a.op != "get_attr" for a in linear.args[1:3]):
-            return False
-        # Rule 3.
-        return linear.target is not aten.linear.default or linear.meta["val"].dim() == 2
-
-    def _fold(self, module: fx.GraphModule, norm: fx.Node, linear: fx.Node, taken: Counter[str]) -> None:
-        weight = _tensor(module, linear.args[1])
-        assert weight is not None
-        bias = _value(module, linear.args[2]) if len(linear.args) > 2 else None
-        gamma, beta, mean, var = (_value(module, a) for a in norm.args[1:5])
-        assert mean is not None
-        assert var is not None
-        eps = norm.args[7]
-        assert isinstance(eps, float)
-        scale = (var + eps).rsqrt() * (1.0 if gamma is None else gamma)
-        shift = (0.0 if beta is None else beta) + scale * ((0.0 if bias is None else bias) - mean)
+    def _fold(
+        self, module: fx.GraphModule, norm: fx.Node, linear: fx.Node, affine: tuple[Tensor, Tensor],
+        taken: Counter[str],
+    ) -> None:  # fmt: skip
+        scale, shift = affine
+        operation = LinearOp(module, linear)
         dtype = norm.meta["val"].dtype
         name = str(getattr(linear.args[1], "target", linear.name)).removesuffix(".weight")
-        path = f"{_HOLDER}.{_free_name(module, name.replace('.', '_'), taken)}"
+        path = free_name(module, _HOLDER, name.replace(".", "_"), taken)
+        weight = scaled_weight(
+            operation.weight, scale, groups=operation.groups, transposed=operation.transposed, dtype=dtype
+        )
         names = (
-            add_buffer(module, f"{path}.weight", _scaled(weight, scale, dtype)),
-            add_buffer(module, f"{path}.bias", shift.to(dtype)),
+            add_buffer(module, f"{path}.weight", weight),
+            add_buffer(module, f"{path}.bias", (shift + scale * operation.bias).to(dtype)),
         )
         with module.graph.inserting_before(norm):
             new_weight, new_bias = (module.graph.get_attr(n) for n in names)
@@ -89,34 +76,24 @@ class FoldBatchnormPass(Pass):
         norm.replace_all_uses_with(folded)
 
 
-def _scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Each row times its scale in float64, some rows at a time: a large weight is never in float64 as a whole."""
-    result = torch.empty_like(weight, dtype=dtype)
-    rows = max(1, _AT_ONCE // max(1, weight[:1].numel()))
-    for part, given, factor in zip(result.split(rows), weight.split(rows), scale.split(rows), strict=True):
-        part.copy_(given.double() * factor.view(-1, *[1] * (weight.dim() - 1)))
-    return result
-
-
-def _value(module: fx.GraphModule, argument: object) -> Tensor | None:
-    tensor = _tensor(module, argument)
-    return None if tensor is None else tensor.double()
-
-
-def _tensor(module: fx.GraphModule, argument: object) -> Tensor | None:
-    if not isinstance(argument, fx.Node):
+def norm_affine(module: fx.GraphModule, norm: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift of a norm with running statistics and tensors of the model's own, float64; None for others."""
+    if norm.target not in (aten.batch_norm.default, cumulative_batch_norm) or norm.args[5] is not False:
         return None
-    owner, _, name = str(argument.target).rpartition(".")
-    value = getattr(module.get_submodule(owner), name)
-    assert isinstance(value, Tensor)
-    return value.detach()
+    gamma, beta, mean, var = (constant_of(module, value) for value in norm.args[1:5])
+    if mean is None or var is None or any(
+        value is None and isinstance(given, fx.Node) for value, given in zip((gamma, beta), norm.args[1:3], strict=True)
+    ):  # fmt: skip
+        return None
+    eps = norm.args[7]
+    assert isinstance(eps, float)
+    scale = (var.double() + eps).rsqrt() * (1.0 if gamma is None else gamma.double())
+    return scale, (0.0 if beta is None else beta.double()) - scale * mean.double()
 
 
-def _free_name(module: fx.GraphModule, name: str, taken: Counter[str]) -> str:
-    """A name that nothing folded has: one weight may be used by several calls, which ``taken`` counts."""
-    holder = getattr(module, _HOLDER, None)
-    while True:
-        taken[name] += 1
-        free = name if taken[name] == 1 else f"{name}_{taken[name]}"
-        if not hasattr(holder, free):
-            return free
+def _takes(module: fx.GraphModule, linear: fx.Node) -> bool:
+    # Rule 2.
+    if not is_linear(module, linear) or len(linear.users) != 1:
+        return False
+    # Rule 3.
+    return linear.target is not aten.linear.default or linear.meta["val"].dim() == 2

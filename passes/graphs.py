@@ -12,8 +12,8 @@ from torch import fx
 from autorep_fx.sites import Site
 
 __all__ = [
-    "add_buffer", "aten_name", "calls", "finish", "is_call", "node_shape", "samples_shape", "shared_copy", "site_nodes",
-    "sites_of",
+    "add_buffer", "aten_name", "calls", "drop_unused_buffers", "finish", "is_call", "node_shape", "samples_shape",
+    "shared_copy", "site_nodes", "sites_of",
 ]  # fmt: skip
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
@@ -80,6 +80,15 @@ def add_buffer(module: torch.nn.Module, path: str, value: torch.Tensor) -> str:
         owner = owner.get_submodule(part)
     owner.register_buffer(leaf, value)
     return path
+
+
+def drop_unused_buffers(module: fx.GraphModule) -> None:
+    """Delete what passes registered and no node reads any more; tensors of the model and of its gates stay."""
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for name, _ in list(module.named_buffers(remove_duplicate=False)):
+        if name.startswith("autorep_") and not name.startswith("autorep_gates.") and name not in read:
+            owner, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(owner), leaf)
 
 
 def shared_copy(module: _Module) -> _Module:

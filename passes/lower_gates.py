@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from autorep_fx.gates import GatedActivation, GatedPool
-from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, finish
+from autorep_fx.passes.form_costs import MOST_RUNS
+from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, same_scale
+from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, NaturalForm, natural_form, runs
+from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, drop_unused_buffers, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -17,19 +19,21 @@ from autorep_fx.passes.shapes import record_missing_shapes
 __all__ = ["LowerGatesPass"]
 
 aten = torch.ops.aten
-# Runs of equal channels up to which slices and one concatenation beat a gather and its inverse.
-_MOST_RUNS = 8
 
 
 class LowerGatesPass(Pass):
     """Replaces each gate with the form that compares only what is kept.
 
-    1. All kept: the plain activation.
-    2. All replaced: the polynomial, by Horner's rule.
-    3. Whole channels kept: the channels are sliced apart (gathered, where there are many runs of them), each part
-       computes its own form, and they are joined again in order.
-    4. Single elements kept: the polynomial on the whole tensor; the kept elements are gathered by constant
-       indices, activated, and scattered back over it.
+    A gate finds its input and leaves its output in the forms that :class:`AbsorbAffinePass` agreed on with its
+    neighbours, or as they are.
+
+    1. A channel that is kept computes the plain activation.
+    2. One that is replaced computes a square, nothing at all where it is linear, or the polynomial by Horner's rule,
+       and the scale and shift that no neighbour takes.
+    3. Channels of different kinds are sliced apart and joined again, or gathered, where there are so many runs that
+       this is cheaper by the measured costs.
+    4. Where single elements of a channel are kept, these are gathered by constant indices, activated, and scattered
+       back over what the others computed.
     """
 
     def call(self, module: fx.GraphModule) -> PassResult:
@@ -42,6 +46,7 @@ class LowerGatesPass(Pass):
                 _Lowering(module, node, gates[node.meta[SITE_KEY].name]).run()
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
+        drop_unused_buffers(module)
         finish(module)
         record_missing_shapes(module)
         return PassResult(module, modified=True)
@@ -58,55 +63,108 @@ class _Lowering:
     def __init__(self, module: fx.GraphModule, node: fx.Node, gate: GatedActivation) -> None:
         self.module, self.graph, self.node, self.gate = module, module.graph, node, gate
         self.axis = gate.site.channel_axis + 1
+        self.rank = len(gate.site.shape) + 1
         self.path = "autorep_lowered." + str(node.target).rpartition(".")[2]
+        plain = Form.identity(self.axis, gate.site.channels)
+        forms = node.meta.get(FORM_KEY, GateForms(plain, plain))
+        self.given, self.made = forms.given, forms.made
+        self.natural: NaturalForm = natural_form(gate, self.given)
 
     def run(self) -> None:
-        gate, x = self.gate, self.node.args[0]
+        x = self.node.args[0]
         assert isinstance(x, fx.Node)
-        kept = gate.kept.expand(gate.site.shape)
-        by_channel = kept.movedim(gate.site.channel_axis, 0).reshape(gate.site.channels, -1)
         with self.graph.inserting_before(self.node):
-            if bool(kept.all()):
-                result = self._activation(x)
-            elif not bool(kept.any()):
-                result = self._polynomial(x, slice(None), "all")
-            elif bool((by_channel.all(1) | ~by_channel.any(1)).all()):
-                result = self._channels(x, by_channel.all(1))
-            else:
-                result = self._elements(x, kept)
-        result.meta[SITE_KEY] = gate.site
+            result = self._dense(x)
+            elements = self._kept_elements()
+            if len(elements):
+                result = self._written(x, result, elements)
+        if result is not x:
+            result.meta[SITE_KEY] = self.gate.site
         self.node.replace_all_uses_with(result)
         self.graph.erase_node(self.node)
 
+    def _kept_elements(self) -> Tensor:
+        """Flat positions of kept elements in channels that are not kept as a whole."""
+        kept = self.gate.kept.expand(self.gate.site.shape).cpu()
+        apart = along(self.natural.kinds != Kind.KEPT, self.axis, self.rank)
+        return (kept & apart).flatten().nonzero().flatten()
+
     def _emit(self, target: Any, *args: Any) -> fx.Node:
         node = self.graph.call_function(target, args)
-        node.meta = {key: value for key, value in self.node.meta.items() if key not in (SITE_KEY, "val")}
+        node.meta = {key: value for key, value in self.node.meta.items() if key not in (SITE_KEY, FORM_KEY, "val")}
         return node
 
     def _buffer(self, name: str, value: Tensor) -> fx.Node:
-        return self.graph.get_attr(add_buffer(self.module, f"{self.path}.{name}", value))
+        if value.is_floating_point():
+            value = value.to(self.gate.coefficients.dtype)
+        return self.graph.get_attr(add_buffer(self.module, f"{self.path}.{name}", value.contiguous()))
 
-    def _activation(self, x: fx.Node, channels: Tensor | None = None) -> fx.Node:
-        """The activation of ``x``, whose axis 1 holds ``channels``; of all, for None."""
-        operation = self.gate.activation
-        parameters: Any = self.node.args[1:]
-        if parameters and channels is not None and self.gate.parameter.numel() > 1:  # type: ignore[union-attr]
-            [parameter] = parameters
-            index = self._buffer(f"channels_from{int(channels[0])}", channels)
-            parameters = (self._emit(aten.index_select.default, parameter, 0, index),)
-        node = self._emit(operation.target, x, *parameters, *operation.scalars)
-        node.kwargs = dict(operation.options)
-        return node
+    def _affine(self, x: fx.Node, factor: Tensor, addend: Tensor, name: str) -> fx.Node:
+        """``factor·x + addend``, where these are constants in the shape of one sample; nothing for 1 and 0."""
+        if not bool(same_scale(factor, torch.ones_like(factor)).all()):
+            x = self._emit(aten.mul.Tensor, x, self._buffer(f"{name}_scale", factor))
+        if bool(addend.any()):
+            x = self._emit(aten.add.Tensor, x, self._buffer(f"{name}_shift", addend))
+        return x
 
-    def _polynomial(self, x: fx.Node, channels: Any, label: str) -> fx.Node:
-        """Rule 2: ``(c2·x + c1)·x + c0`` on ``channels`` of the coefficients; of the average, for a pool."""
-        shape = [1] * len(self.gate.site.shape)
-        shape[self.gate.site.channel_axis] = -1
-        rows = self.gate.coefficients.detach()[:, channels]
-        rows = rows if self.gate.degree < 2 or bool(rows[2].any()) else rows[:2]
+    def _dense(self, x: fx.Node) -> fx.Node:
+        """Rules 1 to 3."""
+        kinds = self.natural.kinds
+        found = runs(kinds)
+        if len(found) == 1:
+            return self._part(x, torch.arange(len(kinds)), "all")
+        if len(found) > MOST_RUNS:
+            return self._gathered(x)
+        parts = []
+        for start, stop in found:
+            part = self._emit(aten.slice.Tensor, x, self.axis, start, stop)
+            parts.append(self._part(part, torch.arange(start, stop), f"from{start}"))
+        return self._emit(aten.cat.default, parts, self.axis)
+
+    def _gathered(self, x: fx.Node) -> fx.Node:
+        order = torch.argsort(self.natural.kinds, stable=True)
+        parts = []
+        for start, stop in runs(self.natural.kinds[order]):
+            channels = order[start:stop]
+            part = self._emit(aten.index_select.default, x, self.axis, self._buffer(f"channels{start}", channels))
+            parts.append(self._part(part, channels, f"gathered{start}"))
+        joined = self._emit(aten.cat.default, parts, self.axis)
+        return self._emit(aten.index_select.default, joined, self.axis, self._buffer("order", torch.argsort(order)))
+
+    def _part(self, x: fx.Node, channels: Tensor, name: str) -> fx.Node:
+        """``x`` holds ``channels`` of one kind, in the form in which the gate finds them."""
+        kind = Kind(int(self.natural.kinds[channels[0]]))
+        if kind == Kind.KEPT:
+            return self._activated(x, channels, channels, name, self.axis, self.rank)
+        out = self.natural.out
+        left = same_scale(out.scale, self.made.scale)[
+            channels
+        ]  # also a scale of 0: a constant that the neighbours have
+        factor = torch.where(left, 1.0, out.scale[channels] / self.made.scale[channels])
+        addend = (out.shift - self.made.shift)[channels]
+        addend = torch.where(addend == 0, 0.0, addend / self.made.scale[channels])
+        if kind == Kind.LINEAR:
+            return self._scaled(x, factor, addend, name)
+        offset = self.natural.offset[channels]
+        if kind == Kind.SQUARE and not (bool(offset.any()) and bool((factor != 1).any())):
+            other = self._scaled(x, torch.ones_like(offset), offset, f"{name}_offset")
+            return self._scaled(self._emit(aten.mul.Tensor, x, other), factor, addend, name)
+        scale, shift = self.made.scale[channels], self.made.shift[channels]
+        rows = self.natural.polynomial[:, channels] / scale
+        rows[0] -= shift / scale
+        return self._polynomial(x, rows, name)
+
+    def _scaled(self, x: fx.Node, factor: Tensor, addend: Tensor, name: str) -> fx.Node:
+        return self._affine(x, along(factor, self.axis, self.rank), along(addend, self.axis, self.rank), name)
+
+    def _polynomial(self, x: fx.Node, rows: Tensor, name: str) -> fx.Node:
+        """``(c2·x + c1)·x + c0`` by Horner's rule; of the average, for a pool."""
+        degree = max((k for k in (1, 2) if bool(rows[k].any())), default=1 if self.gate.degree else 0)
         if isinstance(self.gate, GatedPool):
             x = self._emit(self.gate.average.target, x, *self.gate.average.scalars)
-        constants = [self._buffer(f"{label}_c{k}", row.reshape(shape)) for k, row in enumerate(rows)]
+        constants = [
+            self._buffer(f"{name}_c{k}", along(row, self.axis, self.rank)) for k, row in enumerate(rows[: degree + 1])
+        ]
         if len(constants) == 1:
             sizes: list[Any] = [0, *self.gate.site.shape]
             sizes[self.axis] = rows.shape[1]
@@ -118,40 +176,50 @@ class _Lowering:
             result = self._emit(aten.mul.Tensor, self._emit(aten.add.Tensor, result, constant), x)
         return self._emit(aten.add.Tensor, result, constants[0])
 
-    def _channels(self, x: fx.Node, kept: Tensor) -> fx.Node:
-        """Rule 3."""
-        edges = (kept[1:] != kept[:-1]).nonzero().flatten().add(1).tolist()
-        bounds = [0, *edges, len(kept)]
-        if len(bounds) - 1 > _MOST_RUNS:
-            return self._gathered_channels(x, kept)
-        parts = []
-        for start, stop in pairwise(bounds):
-            part = self._emit(aten.slice.Tensor, x, self.axis, start, stop)
-            if bool(kept[start]):
-                parts.append(self._activation(part, torch.arange(start, stop)))
-            else:
-                parts.append(self._polynomial(part, slice(start, stop), f"from{start}"))
-        return self._emit(aten.cat.default, parts, self.axis)
+    def _activated(self, x: fx.Node, entries: Tensor, channels: Tensor, name: str, axis: int, rank: int) -> fx.Node:
+        """Rule 1: the activation of stored values in the stored form of the output.
 
-    def _gathered_channels(self, x: fx.Node, kept: Tensor) -> fx.Node:
-        order = torch.cat([kept.nonzero().flatten(), (~kept).nonzero().flatten()])
-        count = int(kept.sum())
-        active = self._emit(aten.index_select.default, x, self.axis, self._buffer("kept", order[:count]))
-        rest = self._emit(aten.index_select.default, x, self.axis, self._buffer("replaced", order[count:]))
-        polynomial = self._polynomial(rest, order[count:], "rest")
-        joined = self._emit(aten.cat.default, [self._activation(active, order[:count]), polynomial], self.axis)
-        inverse = self._buffer("order", torch.argsort(order))
-        return self._emit(aten.index_select.default, joined, self.axis, inverse)
+        Args:
+            x: Values whose ``axis`` has one entry per ``entries``.
+            entries: The channel of each.
+            channels: As ``entries``, for a parameter of the activation.
+            name: Of the constants.
+            axis: Axis of the entries.
+            rank: Axes of ``x``.
+        """
+        s, t = self.given.scale[entries], self.given.shift[entries]
+        scale, shift = self.made.scale[entries], self.made.shift[entries]
+        before, after = s, 1 / scale
+        if self.gate.site.kind in HOMOGENEOUS and bool((s > 0).all()):
+            before, t, after = torch.ones_like(s), t / s, s / scale
+        x = self._affine(x, along(before, axis, rank), along(t, axis, rank), f"{name}_in")
+        x = self._activation(x, channels)
+        return self._affine(x, along(after, axis, rank), along(-shift / scale, axis, rank), f"{name}_out")
 
-    def _elements(self, x: fx.Node, kept: Tensor) -> fx.Node:
+    def _activation(self, x: fx.Node, channels: Tensor) -> fx.Node:
+        """The activation of ``x``, whose axis 1 holds ``channels``."""
+        operation = self.gate.activation
+        parameters: Any = self.node.args[1:]
+        plain = len(channels) == self.gate.site.channels and bool((channels == torch.arange(len(channels))).all())
+        if parameters and not plain and self.gate.parameter.numel() > 1:  # type: ignore[union-attr]
+            [parameter] = parameters
+            index = self._buffer(f"channels_from{int(channels[0])}", channels)
+            parameters = (self._emit(aten.index_select.default, parameter, 0, index),)
+        node = self._emit(operation.target, x, *parameters, *operation.scalars)
+        node.kwargs = dict(operation.options)
+        return node
+
+    def _written(self, x: fx.Node, polynomial: fx.Node, index: Tensor) -> fx.Node:
         """Rule 4. The scatter index is expanded over the batch at run time; ``index_put`` would bake the batch."""
-        index = kept.flatten().nonzero().flatten()
         kept_index = self._buffer("kept", index)
-        polynomial = self._emit(aten.flatten.using_ints, self._polynomial(x, slice(None), "all"), 1)
-        flat = self._emit(aten.flatten.using_ints, x, 1)
+        polynomial = self._emit(aten.flatten.using_ints, polynomial, 1)
+        flat = polynomial if polynomial.args[0] is x else self._emit(aten.flatten.using_ints, x, 1)
         values = self._emit(aten.index_select.default, flat, 1, kept_index)
-        active = self._activation(values, index // kept[0].numel())
+        shape = self.gate.site.shape
+        channels = along(torch.arange(shape[self.axis - 1]), self.axis, self.rank)
+        entries = channels.expand(shape).reshape(-1)[index]
+        active = self._activated(values, entries, entries, "kept", 1, 2)
         rows = self._emit(aten.sym_size.int, x, 0)
         wide = self._emit(aten.expand.default, kept_index, [rows, len(index)])
         written = self._emit(aten.scatter.src, polynomial, 1, wide, active)
-        return self._emit(aten.unflatten.int, written, 1, list(self.gate.site.shape))
+        return self._emit(aten.unflatten.int, written, 1, list(shape))

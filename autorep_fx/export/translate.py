@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.export.attention import copy_before_views, with_four_axes
+from autorep_fx.export.channel_affine import with_channel_norms
 from autorep_fx.export.padding import keep_padding_apart
 from autorep_fx.passes.capture import export_program
 from autorep_fx.passes.captured import CapturedModule
@@ -57,6 +58,7 @@ def translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir.
         warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
         with_four_axes(module)
         keep_padding_apart(module)
+        with_channel_norms(module)
         exported = export_program(module, example)
         copy_before_views(exported)
         try:

@@ -223,7 +223,8 @@ def test_outputs_of_other_types_are_exported(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = _Returns(EXPORTED[name]).eval(), torch.randn(4, 6)
     compiled = autorep_fx.transform(model, "100%", example_inputs=x)
-    assert str(compiled(x)) == str(model(x))
+    with torch.no_grad():  # what lowering computed anew needs no gradient
+        assert str(compiled(x)) == str(model(x))
     compiled.export(tmp_path / "model.onnx")
 
 

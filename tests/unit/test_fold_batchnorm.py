@@ -73,6 +73,15 @@ FOLDED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
         (4, 9, 9),
         ["conv2d", "relu"],
     ),
+    "transposed": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2, bias=False),
+                              nn.BatchNorm2d(6)),
+        (4, 5, 5),
+        ["conv_transpose2d"],
+    ),
+    "transposed 1d": (
+        lambda: nn.Sequential(nn.ConvTranspose1d(3, 4, 3), nn.BatchNorm1d(4)), (3, 7), ["conv_transpose1d"]
+    ),
     "linear": (lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), (5,), ["linear"]),
     "linear without bias": (
         lambda: nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4, eps=0.1)), (5,), ["linear"]

@@ -1,0 +1,190 @@
+"""Absorbing affine maps: the operations that are left, equality in float64, and the reasons for what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import autorep_fx
+from autorep_fx.cost.fx_count import operator_name
+from autorep_fx.passes.absorb_affine import AbsorbAffinePass
+from autorep_fx.passes.canonicalize import CanonicalizePass
+from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.forms import NOTES_KEY
+from nets import Call
+from property.structures import gated_at_random, spread
+
+
+def _lowered(model: nn.Module, *shape: int, **options: Any) -> tuple[autorep_fx.Compiled, list[str]]:
+    """The compiled model, checked against the gated one in float64 at batches 1 and 3, and its operations."""
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).double()
+    gated = gated_at_random(spread(model, 0).double(), x, **{"share": 0.0, **options})
+    compiled = autorep_fx.lower(gated)
+    with torch.no_grad():
+        for size in (1, 3):
+            torch.testing.assert_close(compiled.module(x[:size]), gated(x[:size]), rtol=0, atol=1e-10)
+    return compiled, [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
+
+
+def _conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, **options)
+
+
+def _sequential(*parts: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*parts)
+
+
+def _residual() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        for conv in (m.one, m.two, m.three):
+            x = F.relu(conv(x) + x)
+        return m.head(x)
+
+    convs = {name: _conv(4, 4, 1) for name in ("one", "two", "three", "head")}
+    return Call(forward, stem=_conv(3, 4), **convs)
+
+
+def _joined() -> nn.Module:
+    return Call(
+        lambda m, x: m.head(F.relu(torch.cat([m.one(x), m.two(x)], 1))), one=_conv(3, 2), two=_conv(3, 3),
+        head=_conv(5, 2, 1),
+    )  # fmt: skip
+
+
+def _two_readers() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.stem(x))
+        return m.one(y) + m.two(y)
+
+    return Call(forward, stem=_conv(3, 4), one=_conv(4, 2, 1), two=_conv(4, 2, 1))
+
+
+# One multiplication per replaced element and nothing else, wherever the neighbours are linear.
+ABSORBED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "between convolutions": (
+        _sequential(_conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), _conv(4, 2)), ["conv2d", "mul", "conv2d"]
+    ),
+    "average pooling and flatten": (
+        _sequential(_conv(3, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 2)),
+        ["conv2d", "mul", "avg_pool2d", "flatten", "linear"],
+    ),
+    "residual sums": (
+        _residual, ["conv2d", "mul", *["conv2d", "add", "mul"] * 3, "conv2d"],
+    ),
+    "concatenation": (_joined, ["conv2d", "conv2d", "cat", "mul", "conv2d"]),
+    "several consumers": (_two_readers, ["conv2d", "mul", "conv2d", "conv2d", "add"]),
+    "transposed convolution": (
+        _sequential(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), _conv(4, 2)), ["conv_transpose2d", "mul", "conv2d"]
+    ),
+    "convolution in groups": (
+        _sequential(_conv(3, 4), nn.ReLU(), _conv(4, 6, 3, groups=2), nn.ReLU(), _conv(6, 2)),
+        ["conv2d", "mul", "conv2d", "mul", "conv2d"],
+    ),
+    "norm behind the activation": (
+        _sequential(_conv(3, 4), nn.ReLU(), nn.BatchNorm2d(4), _conv(4, 2)), ["conv2d", "mul", "conv2d"]
+    ),
+    "norm of the input": (_sequential(nn.BatchNorm2d(3), _conv(3, 2)), ["conv2d"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABSORBED)
+def test_a_quadratic_leaves_one_multiplication(name: str) -> None:
+    """The exact operations are left."""
+    make, expected = ABSORBED[name]
+    torch.manual_seed(0)
+    model = make()
+    if not any("relu" in text.lower() for text in (repr(model), name)) and name == "norm of the input":
+        model = nn.Sequential(model, nn.ReLU(), _conv(2, 2))
+        expected = [*expected, "mul", "conv2d"]
+    compiled, operations = _lowered(model, 3, 8, 8)
+    assert operations == expected
+    assert NOTES_KEY not in compiled.module.meta
+
+
+def test_a_linear_polynomial_leaves_nothing() -> None:
+    """Degree 1: the operations of the network without activations, and linear layers that meet become one."""
+    model = nn.Sequential(
+        _conv(3, 4, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5), nn.ReLU(), nn.Linear(5, 2)
+    )
+    _, operations = _lowered(model, 3, 8, 8, degree=1)
+    assert operations == ["conv2d", "flatten", "linear"]
+
+
+def test_kept_and_replaced_elements_of_a_channel_share_its_form() -> None:
+    """Element gates of degree 1: the dense part computes nothing; of degree 2: one product."""
+    model = nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2))
+    kept = ["index_select", "add", "relu", "mul", "add", "sym_size", "expand", "scatter", "unflatten", "conv2d"]
+    _, operations = _lowered(model, 3, 8, 8, share=0.2, degree=1)
+    assert operations == ["conv2d", "flatten", *[name for name in kept if name != "add"][:2], *kept[3:]]
+    _, operations = _lowered(model, 3, 8, 8, share=0.2)
+    assert operations == ["conv2d", "mul", "flatten", "flatten", *kept]
+
+
+def test_a_shift_before_padded_convolutions_is_added_with_the_reason() -> None:
+    """The constant of the polynomial cannot pass padding with zeros: one addition stays, and no product."""
+    compiled, operations = _lowered(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 9, padding=1)), 3, 8, 8)
+    assert operations == ["conv2d", "mul", "add", "conv2d"]
+    assert list(compiled.lowering_notes) == [
+        "1: the constant of the polynomial is added, since conv2d pads with zeros"
+    ]  # fmt: skip
+
+
+def test_a_shift_before_a_convolution_with_few_outputs_becomes_a_map() -> None:
+    """Where the padded convolution leaves less than it takes, a constant per position replaces its bias."""
+    _, operations = _lowered(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2, 3, stride=2, padding=1)), 3, 8, 8)
+    assert operations == ["conv2d", "mul", "conv2d", "add"]
+
+
+def test_pre_activation_networks_have_no_norm_left() -> None:
+    """A norm after a sum moves its scale past the ReLU and keeps a shift before it; of a quadratic it keeps a shift."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return m.head(x + m.conv(F.relu(m.bn(x))))
+
+    model = Call(forward, stem=_conv(3, 4), bn=nn.BatchNorm2d(4), conv=_conv(4, 4, 1), head=_conv(4, 2, 1))
+    spread(model, 0)
+    model.bn.weight.data.abs_()  # type: ignore[union-attr,operator]
+    x = torch.randn(2, 3, 6, 6).double()
+    for share, expected in ((1.0, ["conv2d", "add", "relu"]), (0.0, ["conv2d", "add", "mul"])):
+        gated = gated_at_random(model.double(), x, share=share)
+        compiled = autorep_fx.lower(gated)
+        names = [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
+        assert names == [*expected, "conv2d", "add", "conv2d"]
+        torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
+
+
+def test_an_ill_conditioned_square_is_not_completed() -> None:
+    """With the vertex far away the polynomial is z·(z + g); float32 stays as close to float64 as Horner's rule."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2)), torch.randn(8, 3, 8, 8)
+    gated = gated_at_random(model, x, share=0.0)
+    gated.gates["1"].set_coefficients(torch.tensor([[0.3], [1.0], [1e-3]]).expand(3, 4))
+    compiled = autorep_fx.lower(gated)
+    names = [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
+    assert names == ["conv2d", "add", "mul", "conv2d"]
+    with torch.no_grad():
+        old = gated(x)
+        new = compiled.module(x)
+        truth = gated.double()(x.double())
+    assert (new - truth).abs().max() <= 4 * (old - truth).abs().max()
+
+
+def test_the_pass_says_honestly_whether_it_changed_anything() -> None:
+    """Nothing to absorb: nothing modified. After it ran once, nothing is left."""
+    x = torch.randn(2, 3, 8, 8)
+    module = capture_graph(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2)).eval(), x)
+    CanonicalizePass()(module)
+    assert AbsorbAffinePass()(module).modified is False
+    module = capture_graph(spread(nn.Sequential(nn.BatchNorm2d(3), _conv(3, 4)), 0), x)
+    assert AbsorbAffinePass()(module).modified is True
+    assert AbsorbAffinePass()(module).modified is False
+    gated = gated_at_random(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2)), x, share=0.0).network
+    assert AbsorbAffinePass()(gated).modified is True
+    assert AbsorbAffinePass()(gated).modified is False
