@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+from onnx import numpy_helper
 
 from autorep_fx.cost.onnx_shapes import sample_shapes
 from autorep_fx.errors import ModelFileError
@@ -78,7 +79,7 @@ def secure_work(model: onnx.ModelProto, batch: int = 1) -> list[Work]:
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = sample_shapes(graph)
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
-    weights = {tensor.name for tensor in graph.initializer}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
     found = []
     for node in graph.node:
         if node.output and types.get(node.output[0]) in _INTEGERS:
@@ -92,7 +93,7 @@ def secure_work(model: onnx.ModelProto, batch: int = 1) -> list[Work]:
 class _Call:
     node: onnx.NodeProto
     shapes: Mapping[str, tuple[int, ...]]
-    weights: set[str]
+    weights: Mapping[str, onnx.TensorProto]
     batch: int
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -140,6 +141,16 @@ def _product(call: _Call) -> tuple[Primitive, ...]:
     return Primitive("product", call.result), Primitive("truncation", call.result)
 
 
+def _norm(call: _Call) -> tuple[Primitive, ...]:
+    """A product with the scale and a sum; a scale of exactly 1 is how a sum per channel is exported."""
+    scale, variance = (call.weights.get(call.node.input[i]) for i in (1, 4))
+    epsilon = call.attribute("epsilon", 1e-5)
+    if scale is None or variance is None or epsilon:
+        return _product(call)
+    ones = all(bool((numpy_helper.to_array(tensor) == 1).all()) for tensor in (scale, variance))
+    return () if ones else _product(call)
+
+
 def _mean(call: _Call) -> tuple[Primitive, ...]:
     """A sum, and a product with the public number of its terms."""
     return (Primitive("truncation", call.result),)
@@ -162,7 +173,7 @@ def _matmul(call: _Call) -> tuple[Primitive, ...]:
 
 _RULES: dict[str, Callable[[_Call], tuple[Primitive, ...]]] = {
     "Relu": _relu, "Clip": _clip, "MaxPool": _max_pool, "GlobalMaxPool": _max_pool, "Mul": _product,
-    "BatchNormalization": _product, "AveragePool": _mean, "GlobalAveragePool": _mean, "ReduceMean": _mean,
+    "BatchNormalization": _norm, "AveragePool": _mean, "GlobalAveragePool": _mean, "ReduceMean": _mean,
     "Conv": _conv, "Gemm": _matmul, "MatMul": _matmul,
 }  # fmt: skip
 

@@ -68,6 +68,17 @@ def test_a_convolution_opens_every_window() -> None:
     assert _predict(model, "aby3").bytes == 64 * 32 * 32 * (24 + 28)
 
 
+@pytest.mark.parametrize(("scale", "products"), [(1.0, 0), (2.0, 1)])
+def test_a_norm_of_scale_1_is_a_sum(scale: float, products: int) -> None:
+    """A sum per channel is exported as a batch norm whose scale and variance are 1 and whose epsilon is 0."""
+    node = helper.make_node("BatchNormalization", ["x", "s", "b", "b", "v"], ["y"], name="n", epsilon=0.0)
+    model = _graph([node], [3, 4, 4], {"s": (3,), "b": (3,), "v": (3,)})
+    for name, value in (("s", scale), ("v", 1.0)):
+        [tensor] = [t for t in model.graph.initializer if t.name == name]
+        tensor.CopyFrom(numpy_helper.from_array(np.full(3, value, np.float32), name))
+    assert _predict(model, "semi2k").bytes == products * 40 * 48
+
+
 def test_groups_and_batches() -> None:
     """A depthwise kernel meets its own channel alone; the weight is opened once for all samples of a query."""
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="n", pads=[1, 1, 1, 1], group=8)
