@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 
 from autorep_fx.cost.fx_count import operator_name
 from autorep_fx.gates import GatedActivation
-from autorep_fx.passes.absorb_affine import gate_of
 from autorep_fx.passes.channel_groups import ChannelWalk
 from autorep_fx.passes.channel_spaces import Layout
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.graphs import add_buffer, drop_unused_buffers, finish, node_shape
+from autorep_fx.passes.insert_gates import gate_of
 from autorep_fx.passes.linear_ops import LinearOp, constant_of, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
 

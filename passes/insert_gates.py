@@ -18,7 +18,7 @@ from autorep_fx.passes.pools import AVERAGES, average_call
 from autorep_fx.passes.site_settings import own_allowance, settings_by_site
 from autorep_fx.polynomials import FitLimits
 
-__all__ = ["InsertGatesPass", "gates_of"]
+__all__ = ["InsertGatesPass", "gate_of", "gates_of"]
 
 aten = torch.ops.aten
 _HOLDER = "autorep_gates"
@@ -94,6 +94,12 @@ class InsertGatesPass(Pass):
         for node, site in site_nodes(result.module):
             if site.gateable and node.op != "call_module":
                 raise ValueError(f"site {site.name} has no gate")
+
+
+def gate_of(module: fx.GraphModule, node: fx.Node) -> GatedActivation | None:
+    """The gate that a node calls."""
+    found = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return found if isinstance(found, GatedActivation) else None
 
 
 def gates_of(module: fx.GraphModule) -> dict[str, GatedActivation]:
