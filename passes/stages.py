@@ -26,7 +26,8 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, t
 
 def tolerance_of(module: nn.Module) -> float:
     """Largest relative difference that a stage may make to the outputs of ``module``: its coarsest dtype decides."""
-    dtypes = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    tensors = (*module.parameters(), *module.buffers())  # a lowered module may hold buffers alone
+    dtypes = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     return max((_TOLERANCE.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
 
 

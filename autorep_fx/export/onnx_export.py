@@ -70,7 +70,8 @@ def export_onnx(
             "statistics, track_running_stats=True).",
         )
     wanted = getattr(torch, dtype)
-    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), wanted)
+    tensors = (*module.parameters(), *module.buffers())
+    own = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), wanted)
     if own != wanted and dtype == "float32":  # float16 is made on request
         logger.warning("The model is %s; the ONNX file is made in %s.", str(own).removeprefix("torch."), dtype)
     example = example.to(device="cpu", dtype=wanted).resized(max(2, example.size))

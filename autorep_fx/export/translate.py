@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
+import itertools
 import logging
 import re
 import warnings
@@ -30,6 +32,8 @@ from autorep_fx.versions import installed
 
 __all__ = ["translate"]
 
+# Where the exporter notes the modules around a call.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 # Elements of a constant that is computed in advance.
 _FOLDED = 2**16
 # Without these, shape inference loses the batch in reshapes to computed sizes.
@@ -75,6 +79,7 @@ def translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir.
     assert program is not None
     model = program.model
     _simplify(model)
+    _name_nodes(model)
     common_passes.ClearMetadataAndDocStringPass()(model)  # stack traces would carry source paths
     model.producer_name, model.producer_version = "autorep-fx", installed(["autorep-fx"]).get("autorep-fx", "")
     model.graph.doc_string = ""
@@ -107,6 +112,25 @@ def _simplify(model: ir.Model) -> None:
         common_passes.OutputFixPass(),
         common_passes.NameFixPass(),
     )(model)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Nodes are called after the module that made the call and their operator: ``layer1.0.relu1/Relu``.
+
+    What the exporter or its simplification added has no module of its own, and is called after the node before it.
+    """
+    path, taken = "", set[str]()
+    for node in model.graph:
+        scopes = node.metadata_props.get(_SCOPES)
+        if scopes:
+            path = ast.literal_eval(scopes)[-2]  # the last is the name of the call itself
+        plain = name = f"{path}/{node.op_type}".lstrip("/")
+        for number in itertools.count(1):
+            if name not in taken:
+                break
+            name = f"{plain}_{number}"
+        node.name = name
+        taken.add(name)
 
 
 def _rename(model: ir.Model, module: CapturedModule, example: ExampleInputs) -> None:

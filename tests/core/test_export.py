@@ -79,8 +79,9 @@ def _weight(model: onnx.ModelProto) -> None:
 
 def _constant(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
+        value = numpy_helper.to_array(tensor)
+        if tensor.data_type == onnx.TensorProto.FLOAT and not (value == 1).all():  # not the variances
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(value), tensor.name))
 
 
 def _nan(model: onnx.ModelProto) -> None:
