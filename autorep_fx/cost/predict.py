@@ -47,7 +47,7 @@ class Prediction:
         known_bytes: The same for what is known.
         messages: Of a query, in the order in which the engine works; None if one node's are not known.
         rounds: Messages on the longest path, if what is independent ran at once; None likewise.
-        setup_bytes: Over all parties, once for a session.
+        setup_bytes: Over all parties, once for a session; opening the weights included.
         setup_messages: Once for a session.
         unknown: Operators and operations of which the cost is not known, each with the number of nodes.
     """
@@ -86,6 +86,7 @@ def predict(work: Sequence[Work], name: str, protocol: ProtocolProfile) -> Predi
         protocol: Its costs.
     """
     nodes, unknown, known_bytes = [], dict[str, int](), 0.0
+    setup_bytes, setup_messages = float(protocol.setup_bytes), protocol.setup_messages
     for item in work:
         missing = _missing(item, protocol)
         for text in missing:
@@ -93,6 +94,10 @@ def predict(work: Sequence[Work], name: str, protocol: ProtocolProfile) -> Predi
         primitives = item.primitives or ()
         pairs = [(p, protocol.operations[p.operation]) for p in primitives if p.operation in protocol.operations]
         spent = sum(_bytes(*pair) for pair in pairs)
+        for primitive, cost in pairs:
+            if primitive.weight and cost.right:
+                setup_bytes += primitive.right * cost.right
+                setup_messages += 1
         known_bytes += spent
         if pairs or missing:
             comparisons = sum(p.result for p in primitives if p.operation == "compare")
@@ -104,8 +109,8 @@ def predict(work: Sequence[Work], name: str, protocol: ProtocolProfile) -> Predi
         comparisons=sum(node.comparisons for node in nodes), bytes=None if unknown else round(known_bytes),
         known_bytes=round(known_bytes),
         messages=sum(node.messages or 0 for node in nodes) if counted else None,
-        rounds=_longest(work, nodes) if counted else None, setup_bytes=protocol.setup_bytes,
-        setup_messages=protocol.setup_messages, unknown=unknown,
+        rounds=_longest(work, nodes) if counted else None, setup_bytes=round(setup_bytes),
+        setup_messages=setup_messages, unknown=unknown,
     )  # fmt: skip
 
 
@@ -117,7 +122,8 @@ def _missing(item: Work, protocol: ProtocolProfile) -> list[str]:
 
 
 def _bytes(primitive: Primitive, cost: OperationCost) -> float:
-    factors = primitive.left * cost.left + primitive.right * cost.right
+    """Of a query of a session, which has opened the weights."""
+    factors = primitive.left * cost.left + (0 if primitive.weight else primitive.right * cost.right)
     return factors + primitive.result * (cost.bytes + cost.result)
 
 

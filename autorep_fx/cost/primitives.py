@@ -29,6 +29,7 @@ class Primitive:
         result: Elements of the result.
         left: Elements of the first factor, for ``matmul``; every window of a convolution counts.
         right: Elements of the second factor, likewise.
+        weight: Whether the second factor is a weight of the model, which a session opens once.
         steps: Into how many calls, one after another, it is split.
     """
 
@@ -36,6 +37,7 @@ class Primitive:
     result: int
     left: int = 0
     right: int = 0
+    weight: bool = False
     steps: int = 1
 
 
@@ -161,13 +163,14 @@ def _conv(call: _Call) -> tuple[Primitive, ...]:
     channels, *kernel = call.shape(call.node.input[1])
     window = math.prod(kernel)  # channels of a group included
     pixels = call.result // channels
-    matmul = Primitive("matmul", call.result, pixels * window * groups, channels * window, groups)
+    weight = call.node.input[1] in call.weights
+    matmul = Primitive("matmul", call.result, pixels * window * groups, channels * window, weight)
     return matmul, Primitive("truncation", call.result)
 
 
 def _matmul(call: _Call) -> tuple[Primitive, ...]:
     left, right = call.node.input[:2]
-    matmul = Primitive("matmul", call.result, call.elements(left), call.elements(right))
+    matmul = Primitive("matmul", call.result, call.elements(left), call.elements(right), right in call.weights)
     return matmul, Primitive("truncation", call.result)
 
 

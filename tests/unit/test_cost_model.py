@@ -64,7 +64,10 @@ def test_a_convolution_opens_every_window() -> None:
     """64 → 64 channels, 3×3, at 32×32: 5,275,648 bytes a party under SEMI2K; under ABY3 its result alone counts."""
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="n", pads=[1, 1, 1, 1])
     model = _graph([node], [64, 32, 32], {"w": (64, 64, 3, 3)})
-    assert _predict(model, "semi2k").bytes == 2 * 5_275_648
+    found = _predict(model, "semi2k")
+    assert found.bytes is not None
+    assert found.bytes + found.setup_bytes == 2 * 5_275_648  # of a session with a single query
+    assert found.setup_bytes == 16 * 64 * 64 * 9
     assert _predict(model, "aby3").bytes == 64 * 32 * 32 * (24 + 28)
 
 
@@ -85,9 +88,11 @@ def test_groups_and_batches() -> None:
     model = _graph([node], [8, 4, 4], {"w": (8, 1, 3, 3)})
     for batch in (1, 5):
         left, right, result = batch * 8 * 16 * 9, 8 * 9, batch * 8 * 16
-        assert _predict(model, "semi2k", batch).bytes == 16 * (left + right) + 8 * result
+        assert _predict(model, "semi2k", batch).bytes == 16 * left + 8 * result
+    assert _predict(model, "semi2k", 5).setup_bytes == 16 * right
     linear = _graph([helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="n")], [12], {"w": (12, 7), "b": (7,)})
-    assert _predict(linear, "semi2k", 3).bytes == 16 * (3 * 12 + 12 * 7) + 8 * 3 * 7
+    assert _predict(linear, "semi2k", 3).bytes == 16 * 3 * 12 + 8 * 3 * 7
+    assert _predict(linear, "semi2k", 3).setup_bytes == 16 * 12 * 7
 
 
 def test_resnet18_costs_what_the_engine_sent(tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ def test_resnet18_costs_what_the_engine_sent(tmp_path: Path) -> None:
     found = _predict(onnx.load(path), "semi2k")
     assert found.comparisons == 491_520
     assert found.bytes is not None
-    assert found.bytes / 2 + 65_536 * 72 == pytest.approx(165.7e6, abs=0.05e6)
+    assert (found.bytes + found.setup_bytes) / 2 + 65_536 * 72 == pytest.approx(165.7e6, abs=0.05e6)
     assert found.messages == 179 - 8
     assert found.rounds == 171 - 6  # three projections beside the blocks' own convolutions, 2 messages each
 
