@@ -18,6 +18,7 @@ from rich.table import Table
 from autorep_fx import __version__
 from autorep_fx.cli_bench import bench
 from autorep_fx.cli_diff import diff
+from autorep_fx.cli_secure import secure_app
 from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError, StoppedError
 
@@ -32,6 +33,7 @@ app.command()(bench)
 app.command()(diff)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
+app.add_typer(secure_app, name="secure")
 
 _console = Console()
 

@@ -79,6 +79,14 @@ class JaxProgram:
         values = [np.asarray(value, dtype=np.float32) if _is_floating(value) else np.asarray(value) for value in args]
         return list(self._specs.feed(values, {}).values())
 
+    def check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Refuse shapes of inputs that do not fit the program.
+
+        Raises:
+            DataError: They do not.
+        """
+        self._specs.feed([np.broadcast_to(np.float32(0), shape) for shape in shapes], {})
+
     def lay_out(self, weights: Mapping[str, Array]) -> list[Array]:
         """The parameters' values: weights in the layouts that operations read."""
         return lay_out(self.parameters, weights, self._operators)

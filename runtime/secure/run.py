@@ -16,7 +16,7 @@ from autorep_fx.runtime.secure.results import SecureRun, Step
 from autorep_fx.runtime.secure.split import Split, split_model
 from autorep_fx.runtime.session import Session
 
-__all__ = ["MODES", "check_dealer", "run_model"]
+__all__ = ["MODES", "check_dealer", "queries_of", "run_model"]
 
 #: Ways to run a model.
 MODES = ("plain", "simulate", "execute")
@@ -53,7 +53,7 @@ def run_model(
         raise ConfigError("There is no such mode.", received=repr(mode), fix=f"Pass {', '.join(MODES)}.")
     if mode == "execute":
         check_dealer(settings, insecure_dealer=insecure_dealer)
-    queries = _queries(inputs, batch)
+    queries = queries_of(inputs, batch)
     split = split_model(path)
     if mode == "plain":
         result = _plain(split, queries)
@@ -86,7 +86,13 @@ def check_dealer(settings: Settings, *, insecure_dealer: bool) -> None:
         )
 
 
-def _queries(inputs: Sequence[Array], batch: int | None) -> list[list[Array]]:
+def queries_of(inputs: Sequence[Array], batch: int | None) -> list[list[Array]]:
+    """Inputs ``(N, ...)`` in queries of at most ``batch`` samples; in one if it is None.
+
+    Raises:
+        DataError: They have no common number of samples.
+        ConfigError: The batch is below 1.
+    """
     sizes = {len(value) for value in inputs if np.ndim(value)}
     if len(sizes) != 1 or 0 in sizes or any(not np.ndim(value) for value in inputs):
         raise DataError(

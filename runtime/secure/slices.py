@@ -115,6 +115,10 @@ class Slice:
         """This party's share of a variable."""
         return self._runtime.get_var(name)
 
+    def shape(self, name: str) -> list[int]:
+        """Shape of a variable."""
+        return list(self._runtime.get_var_meta(name).shape.dims)
+
     def run(self, executable: Executable) -> float:
         """Run a program together with the other parties; returns the seconds that it took."""
         start = time.perf_counter()
