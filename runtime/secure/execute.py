@@ -65,7 +65,13 @@ class Prepared:
 
 
 def prepare_parties(
-    split: Split, inputs: Sequence[Array], settings: Settings, folder: Path, *, timeout: float
+    split: Split,
+    inputs: Sequence[Array],
+    settings: Settings,
+    folder: Path,
+    *,
+    timeout: float,
+    start_timeout: float = _START,
 ) -> Prepared:
     """Write what parties on this machine need: the split model, the input, certificates and ``parties.yaml``."""
     split.save(folder)
@@ -79,6 +85,7 @@ def prepare_parties(
         "ring_bits": settings.ring_bits,
         "fraction_bits": settings.fraction_bits,
         "timeout": timeout,
+        "start_timeout": start_timeout,
         "parties": [
             {"role": role, "address": f"127.0.0.1:{port}", "certificate": path.name, "sha256": fingerprint(path)}
             for role, port, path in zip(roles, ports, certificates, strict=True)

@@ -7,7 +7,8 @@ import json
 import re
 import secrets
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,21 +35,21 @@ class Link:
         config: The parties.
         rank: The own rank.
         key: The own private key, a PEM file.
-        native_log: File with what the engine prints, if that was diverted; it says whether TLS refused a certificate.
+        logs: Files with what the engine says; they tell whether TLS refused a certificate.
 
     Raises:
         PeerError: A party cannot be reached within the timeout, or its certificate is not a pinned one.
     """
 
-    def __init__(self, config: PartiesConfig, rank: int, key: Path, native_log: Path | None = None) -> None:
+    def __init__(self, config: PartiesConfig, rank: int, key: Path, logs: Sequence[Path] = ()) -> None:
         self.config, self.rank, self._key = config, rank, key
         try:
-            self.context = _connect(config, rank, key)
+            self.context = _within(config.start_timeout, lambda: _connect(config, rank, key))
         except Exception as error:  # the engine's own type
-            refused = "; TLS refused a certificate that is not pinned" if refused_certificates(native_log) else ""
+            refused = "; TLS refused a certificate that is not pinned" if refused_certificates(logs) else ""
             raise PeerError(
                 "Not all parties could be reached.",
-                received=f"{_line(error)}, within {config.timeout:g} s{refused}",
+                received=f"{_line(error)}, within {config.start_timeout:g} s{refused}",
                 fix="Start all parties, at the addresses in parties.yaml, each with the certificate that is pinned "
                 "for its rank; a party whose certificate is not pinned is not let in.",
             ) from error
@@ -156,6 +157,31 @@ class _Guard:
         return parties[rank].role if rank < len(parties) else "unknown"
 
 
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """The function's result, if it is there in time; the engine's own retries wait for each attempt's own timeout.
+
+    Raises:
+        TimeoutError: It is not; the function goes on, in a thread that ends with the process.
+    """
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError("no answer")
+    return results[0]
+
+
 def _connect(config: PartiesConfig, rank: int, key: Path) -> Any:
     from spu import libspu
 
@@ -167,7 +193,7 @@ def _connect(config: PartiesConfig, rank: int, key: Path) -> Any:
     description.recv_timeout_ms = milliseconds
     description.http_timeout_ms = milliseconds
     description.connect_retry_interval_ms = 200
-    description.connect_retry_times = max(milliseconds // 1000, 1)
+    description.connect_retry_times = int(config.start_timeout / 0.2) + 1
     description.enable_ssl = True
     with tempfile.TemporaryDirectory(prefix="autorep-tls-") as folder:
         pinned = Path(folder) / "pinned.pem"

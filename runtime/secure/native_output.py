@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["divert", "refused_certificates"]
@@ -21,8 +22,7 @@ def divert(path: Path) -> None:
     sys.stderr = os.fdopen(own, "w", encoding="utf-8", buffering=1)
 
 
-def refused_certificates(path: Path | None) -> bool:
+def refused_certificates(paths: Sequence[Path]) -> bool:
     """Whether a TLS handshake failed, by what the engine wrote."""
-    if path is None or not path.is_file():
-        return False
-    return _REFUSED in path.read_text(encoding="utf-8", errors="replace")
+    files = [path for path in paths if path.is_file()]
+    return any(_REFUSED in path.read_text(encoding="utf-8", errors="replace") for path in files)

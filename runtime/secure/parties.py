@@ -44,7 +44,8 @@ class PartiesConfig(_Strict):
         protocol: ``cheetah``, ``aby3`` or ``semi2k``; unset, by the number of parties.
         ring_bits: 32, 64 or 128.
         fraction_bits: Fraction bits; 0 for the engine's own.
-        timeout: Seconds that a party waits for another.
+        timeout: Seconds that a party waits for a message of another.
+        start_timeout: Seconds that a party waits for all others to start.
         insecure_dealer: Whether a dealer that is not secure is accepted; every party has to be started so, too.
         program: The public program, relative to the folder of the file.
         parties: The parties in the order of their ranks.
@@ -55,6 +56,7 @@ class PartiesConfig(_Strict):
     ring_bits: int = 64
     fraction_bits: int = 0
     timeout: float = Field(60.0, gt=0, le=86400)
+    start_timeout: float = Field(60.0, gt=0, le=86400)
     program: Path = Path(PROGRAM_FILE)
     parties: tuple[PartyEntry, ...] = Field(min_length=2, max_length=3)
 

@@ -91,7 +91,8 @@ class Party:
         folder = self._folder
         self._log = engine_log(None if folder is None else folder / ENGINE_LOG)
         self._sharing = Sharing(self.settings)
-        self._link = Link(self.config, self.rank, self._key, None if folder is None else folder / NATIVE_LOG)
+        logs = [self._log.path, self._log.path.with_name(NATIVE_LOG)]
+        self._link = Link(self.config, self.rank, self._key, logs)
         self._link.authenticate(self._facts())
         logger.info("Rank %d: all parties hold their keys and run one program", self.rank)
         shapes = self._plan()
