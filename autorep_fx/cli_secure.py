@@ -28,6 +28,7 @@ InputOption = Annotated[Path, typer.Option("--input", "-i", help="Samples: .npy 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs here: .npy or .npz.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result here, as JSON.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per query; all in one if unset.")]
+LogOption = Annotated[Path | None, typer.Option(help="Folder to keep the engine's raw logs in.")]
 DealerOption = Annotated[
     bool, typer.Option("--insecure-dealer", help="Execute semi2k although its dealer could learn everything.")
 ]
@@ -64,6 +65,7 @@ def run(
     insecure_dealer: DealerOption = False,
     output: OutputOption = None,
     as_json: JsonOption = None,
+    log: LogOption = None,
 ) -> None:
     """Run a model in the clear, by simulated parties, or by real processes on this machine."""
     from autorep_fx.runtime.secure.protocols import Settings
@@ -71,8 +73,9 @@ def run(
 
     settings = Settings(protocol, ring_bits, fraction_bits)
     result = run_model(
-        _file(model), _read(input), settings, mode=mode, batch=batch, timeout=timeout, insecure_dealer=insecure_dealer
-    )
+        _file(model), _read(input), settings, mode=mode, batch=batch, timeout=timeout,
+        insecure_dealer=insecure_dealer, log=log,
+    )  # fmt: skip
     _write(result, output, as_json)
     _print(result)
 
@@ -88,7 +91,7 @@ def party(
     insecure_dealer: DealerOption = False,
     output: OutputOption = None,
     as_json: JsonOption = None,
-    log: Annotated[Path | None, typer.Option(help="Folder for the engine's raw logs.")] = None,
+    log: LogOption = None,
 ) -> None:
     """Take part in a session as one party, in a process of its own."""
     code = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 import yaml
 
 from autorep_fx.errors import PeerError
-from autorep_fx.files import write_text
+from autorep_fx.files import output_directory, write_text
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.certificates import fingerprint, make_certificates
 from autorep_fx.runtime.secure.profile import Counters, OpCounter
@@ -104,7 +105,13 @@ def start_party(arguments: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def execute(
-    split: Split, queries: Sequence[Sequence[Array]], settings: Settings, *, timeout: float, insecure_dealer: bool
+    split: Split,
+    queries: Sequence[Sequence[Array]],
+    settings: Settings,
+    *,
+    timeout: float,
+    insecure_dealer: bool,
+    log: Path | None = None,
 ) -> SecureRun:
     """Run all parties on this machine, with certificates made for this run, and collect the client's result.
 
@@ -120,7 +127,12 @@ def execute(
             prepared.arguments(rank, batch=batch, insecure_dealer=insecure_dealer)
             for rank in range(len(prepared.roles))
         ]
-        _wait([start_party(line) for line in arguments], prepared.roles, timeout)
+        try:
+            _wait([start_party(line) for line in arguments], prepared.roles, timeout)
+        finally:
+            if log is not None:
+                for path in folder.glob("log-*"):
+                    shutil.copytree(path, output_directory(log) / path.name, dirs_exist_ok=True)
         client = prepared.roles.index("client")
         value = json.loads((folder / f"result-{client}.json").read_text())
         with np.load(folder / "output.npz") as found:

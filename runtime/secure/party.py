@@ -21,14 +21,14 @@ from autorep_fx.runtime.secure.program import JaxProgram
 from autorep_fx.runtime.secure.public import load_program
 from autorep_fx.runtime.secure.results import SecureRun, Step, comparisons_of
 from autorep_fx.runtime.secure.run import check_dealer
-from autorep_fx.runtime.secure.slices import Sharing, Slice, engine_log
+from autorep_fx.runtime.secure.slices import ENGINE_LOG, Sharing, Slice, engine_log
 from autorep_fx.runtime.secure.split import load_weights
 from autorep_fx.versions import installed
 
-__all__ = ["ENGINE_LOG", "NATIVE_LOG", "Party"]
+__all__ = ["NATIVE_LOG", "Party"]
 
-#: Names of the raw logs: the engine's counters, and what its C++ prints.
-ENGINE_LOG, NATIVE_LOG = "engine.log", "native.log"
+#: Name of what the engine's C++ prints, beside its log.
+NATIVE_LOG = "native.log"
 
 logger = logging.getLogger(__name__)
 _MOST_QUERIES, _MOST_ELEMENTS = 10_000, 2**31

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from autorep_fx.errors import ConfigError, DataError, ProtocolError
+from autorep_fx.files import output_directory
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.plain import run_plain
 from autorep_fx.runtime.secure.profile import Counters
@@ -24,7 +25,7 @@ MODES = ("plain", "simulate", "execute")
 
 def run_model(
     path: Path | str, inputs: Sequence[Array], settings: Settings, *, mode: str = "simulate", batch: int | None = None,
-    timeout: float = 600.0, insecure_dealer: bool = False,
+    timeout: float = 600.0, insecure_dealer: bool = False, log: Path | None = None,
 ) -> SecureRun:  # fmt: skip
     """Run a model file, and compare its outputs with onnxruntime's.
 
@@ -37,6 +38,7 @@ def run_model(
         batch: Samples per query; all of them in one query if it is unset.
         timeout: Seconds that a party waits for another.
         insecure_dealer: Execute a protocol although its dealer is not secure.
+        log: Folder to keep the engine's raw logs in: one file of all simulated parties, or a folder per party.
 
     Returns:
         Outputs and costs.
@@ -58,11 +60,11 @@ def run_model(
     if mode == "plain":
         result = _plain(split, queries)
     elif mode == "simulate":
-        result = _simulate(split, queries, settings, timeout)
+        result = _simulate(split, queries, settings, timeout, log)
     else:
         from autorep_fx.runtime.secure.execute import execute
 
-        result = execute(split, queries, settings, timeout=timeout, insecure_dealer=insecure_dealer)
+        result = execute(split, queries, settings, timeout=timeout, insecure_dealer=insecure_dealer, log=log)
     session = Session(path, "cpu")
     references = [
         session.run(*(v.astype(t) for v, t in zip(query, session.types.values(), strict=True))) for query in queries
@@ -117,9 +119,14 @@ def _plain(split: Split, queries: list[list[Array]]) -> SecureRun:
     return SecureRun("plain", None, _samples(queries), outputs, None, steps, split.program.leaks, notes=[note])
 
 
-def _simulate(split: Split, queries: list[list[Array]], settings: Settings, timeout: float) -> SecureRun:
+def _simulate(
+    split: Split, queries: list[list[Array]], settings: Settings, timeout: float, log: Path | None
+) -> SecureRun:
     from autorep_fx.runtime.secure.simulate import SimulatedSession
+    from autorep_fx.runtime.secure.slices import ENGINE_LOG, engine_log
 
+    if log is not None:
+        engine_log(output_directory(log) / ENGINE_LOG)
     session = SimulatedSession(split, settings, timeout=timeout)
     results = [session.query(query) for query in queries]
     notes = ["simulated: all parties in one process, which sees every share"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from autorep_fx.runtime.secure.executables import Executable
 from autorep_fx.runtime.secure.profile import Counters, parse_profile
 from autorep_fx.runtime.secure.protocols import Settings
 
-__all__ = ["EngineLog", "Sharing", "Slice", "engine_log"]
+__all__ = ["ENGINE_LOG", "EngineLog", "Sharing", "Slice", "engine_log"]
 
 
 class EngineLog:
@@ -53,14 +55,23 @@ class EngineLog:
         return found
 
 
+#: Name of the engine's log in a folder of logs.
+ENGINE_LOG = "engine.log"
 _LOG: list[EngineLog] = []
 
 
 def engine_log(path: Path | None = None) -> EngineLog:
-    """The one log of this process; ``path`` counts for the first call only, and is a temporary file if it is unset."""
+    """The one log of this process; ``path`` counts for the first call only.
+
+    Unset, it is a temporary file, which is removed when the process ends.
+    """
     if not _LOG:
         require_spu()
-        _LOG.append(EngineLog(path or Path(tempfile.mkdtemp(prefix="autorep-spu-")) / "engine.log"))
+        if path is None:
+            folder = tempfile.mkdtemp(prefix="autorep-spu-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            path = Path(folder) / ENGINE_LOG
+        _LOG.append(EngineLog(path))
     return _LOG[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Compiles the small model, once per granularity and share of kept gates."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def get(granularity: str, kept: float = 0.4) -> Path:
+        path = folder / f"{granularity}-{kept}.onnx"
+        return path if path.is_file() else compile_small(path, granularity, kept)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def model(compiled: Callable[..., Path]) -> Path:
     """A compiled model with element gates."""
-    return compile_small(tmp_path_factory.mktemp("model") / "model.onnx", "element")
+    return compiled("element")
 
 
 @pytest.fixture

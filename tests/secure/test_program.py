@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from autorep_fx.errors import DataError, SecureProgramError
 from autorep_fx.runtime.secure.plain import run_plain
 from autorep_fx.runtime.secure.split import split_model
 from onnx_models import save
-from secure_models import compile_small
 
 pytestmark = pytest.mark.engine
 
@@ -34,9 +34,11 @@ def _check(path: Path, x: np.ndarray) -> None:
 
 @pytest.mark.parametrize("granularity", ["element", "channel"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_compiled_models_equal_onnxruntime(granularity: str, batch: int, tmp_path: Path) -> None:
-    path = compile_small(tmp_path / "model.onnx", granularity)
-    _check(path, np.random.default_rng(0).standard_normal((batch, 1, 6, 6)).astype(np.float32))
+def test_compiled_models_equal_onnxruntime(granularity: str, batch: int, compiled: Callable[..., Path]) -> None:
+    _check(
+        compiled(granularity),
+        np.random.default_rng(0).standard_normal((batch, 1, 6, 6)).astype(np.float32),
+    )
 
 
 def _weight(*shape: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,16 @@ from autorep_fx.runtime.secure.run import run_model
 from autorep_fx.runtime.secure.simulate import SimulatedSession
 from autorep_fx.runtime.secure.split import split_model
 from onnx_models import save
-from secure_models import compile_small
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("protocol", ["semi2k", "aby3"])
 @pytest.mark.parametrize("granularity", ["element", "channel"])
-def test_comparison_bytes_are_those_of_the_budget(protocol: str, granularity: str, tmp_path: Path) -> None:
-    path = compile_small(tmp_path / "model.onnx", granularity)
+def test_comparison_bytes_are_those_of_the_budget(
+    protocol: str, granularity: str, compiled: Callable[..., Path]
+) -> None:
+    path = compiled(granularity)
     x = np.random.default_rng(0).standard_normal((2, 1, 6, 6)).astype(np.float32)
     settings = Settings(protocol)
     session = SimulatedSession(split_model(path), settings, timeout=60)
@@ -38,10 +40,10 @@ def test_comparison_bytes_are_those_of_the_budget(protocol: str, granularity: st
     assert step.counters.messages == sum(c.messages for c in step.counters.operations.values())
 
 
-def test_an_all_relu_model_pays_for_every_element(tmp_path: Path) -> None:
+def test_an_all_relu_model_pays_for_every_element(compiled: Callable[..., Path]) -> None:
     shapes = {}
     for kept in (1.0, 0.4):
-        path = compile_small(tmp_path / f"{kept}.onnx", "element", kept)
+        path = compiled("element", kept)
         session = SimulatedSession(split_model(path), Settings("semi2k"), timeout=60)
         _, step = session.query([np.zeros((1, 1, 6, 6), np.float32)])
         shapes[kept] = step.counters.kernels["msb_a2b"].bytes / 112
