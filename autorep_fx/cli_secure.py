@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,11 +101,13 @@ def party(
         code = 0
     except AutorepError as error:
         Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if sys.exc_info()[0] is None:
-            os._exit(code)  # the engine's threads wait for parties that may be gone
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:  # a defect: it is shown, but must not leave a process that hangs
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the engine's threads wait for parties that may be gone
 
 
 def _take_part(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from autorep_fx.errors import ConfigError
 from autorep_fx.runtime.secure.certificates import check_pair, fingerprint
-from autorep_fx.runtime.secure.protocols import PROTOCOLS, Settings
+from autorep_fx.runtime.secure.protocols import DEFAULT_BY_PARTIES, PROTOCOLS, Settings
 from autorep_fx.runtime.secure.public import PROGRAM_FILE
 
 __all__ = ["PartiesConfig", "PartyEntry", "load_parties"]
@@ -64,7 +64,7 @@ class PartiesConfig(_Strict):
     @classmethod
     def _default_protocol(cls, value: Any) -> Any:
         if isinstance(value, dict) and not value.get("protocol"):
-            value = {**value, "protocol": {2: "cheetah", 3: "aby3"}.get(len(value.get("parties") or ()), "cheetah")}
+            value = {**value, "protocol": DEFAULT_BY_PARTIES.get(len(value.get("parties") or ()), "cheetah")}
         return value
 
     @model_validator(mode="after")

@@ -110,18 +110,18 @@ def test_three_processes_send_what_simulated_ones_send_and_log_no_number(
 
 
 def test_a_killed_party_ends_the_others(model: Path, tmp_path: Path, start: Start) -> None:
-    _check_lost(model, tmp_path, start, signal.SIGKILL)
+    _check_lost(model, tmp_path, start, signal.SIGKILL, "aby3")
 
 
 def test_a_stalled_party_ends_the_others(model: Path, tmp_path: Path, start: Start) -> None:
-    _check_lost(model, tmp_path, start, signal.SIGSTOP)
+    _check_lost(model, tmp_path, start, signal.SIGSTOP, "semi2k")
 
 
-def _check_lost(model: Path, folder: Path, start: Start, how: signal.Signals) -> None:
+def _check_lost(model: Path, folder: Path, start: Start, how: signal.Signals, protocol: str) -> None:
     """Lose the server in the middle of a session."""
     x = np.zeros((3000, 1, 6, 6), np.float32)
-    prepared = _prepare(model, folder, x)
-    processes = [start(prepared, rank, batch=1) for rank in range(3)]
+    prepared = _prepare(model, folder, x, protocol)
+    processes = [start(prepared, rank, batch=1, insecure_dealer=True) for rank in range(len(prepared.roles))]
     log = folder / "log-1" / "engine.log"
     deadline = time.monotonic() + 2 * START
     while not (log.is_file() and log.read_text().count("Link details") > 2):
@@ -129,8 +129,8 @@ def _check_lost(model: Path, folder: Path, start: Start, how: signal.Signals) ->
         time.sleep(0.05)
     os.kill(processes[1].pid, how)
     begin = time.monotonic()
-    for rank in (0, 2):
-        error = _error(processes[rank], 4 * TIMEOUT)
+    for process in (processes[0], *processes[2:]):
+        error = _error(process, 4 * TIMEOUT)
         assert "is gone, or did not answer within 6 s" in error and "Traceback" not in error, error
     assert time.monotonic() - begin < 3 * TIMEOUT
 
