@@ -57,7 +57,7 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "Installing autorep-fx with its test tools into $(VENV) (about a minute, once)"
-	@$(INSTALL) -e '.[test,parquet]'
+	@$(INSTALL) -e '.[test,parquet,secure]'
 	@touch $(VENV)/.runtime $@
 
 $(VENV)/.check: $(VENV)/.created pyproject.toml constraints.txt

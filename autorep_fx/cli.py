@@ -19,6 +19,7 @@ from autorep_fx import __version__
 from autorep_fx.cli_bench import bench
 from autorep_fx.cli_cost import cost
 from autorep_fx.cli_diff import diff
+from autorep_fx.cli_secure import secure_app
 from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError, StoppedError
 
@@ -34,6 +35,7 @@ app.command()(cost)
 app.command()(diff)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
+app.add_typer(secure_app, name="secure")
 
 _console = Console()
 

@@ -115,6 +115,32 @@ class PassError(AutorepError):
     """A pass failed; the message names it and the passes that had already run."""
 
 
+class EngineMissingError(AutorepError, ImportError):
+    """SPU, or what it stands on, cannot be imported here."""
+
+
+class SecureProgramError(AutorepError):
+    """A public program, or its weights, that is damaged, foreign, or cannot run in the engine.
+
+    ``obstacles`` lists every cause that was found.
+    """
+
+    def __init__(
+        self, what: str, *, received: str | None = None, fix: str | None = None, obstacles: Sequence[str] = ()
+    ) -> None:
+        self.obstacles = tuple(obstacles)
+        lines = "".join(f"\n  {i}. {text}" for i, text in enumerate(self.obstacles, 1))
+        super().__init__(what + lines, received=received, fix=fix)
+
+
+class ProtocolError(AutorepError):
+    """Settings of a secure protocol that do not fit, or that are not safe unless they are asked for."""
+
+
+class PeerError(AutorepError):
+    """Another party is not who it should be, runs something else, sends what does not fit, or is gone."""
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known names, or an empty string."""
     near = get_close_matches(name, known, n=3, cutoff=0.5)

@@ -1,0 +1,165 @@
+"""JAX functions compiled for the engine, once per session and shape."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autorep_fx.errors import SecureProgramError
+from autorep_fx.runtime.secure.engine import require_spu
+from autorep_fx.runtime.secure.program import JaxProgram
+from autorep_fx.runtime.secure.protocols import Settings
+
+__all__ = ["Compiler", "Executable", "count_comparisons", "input_name", "output_name", "weight_name"]
+
+# What compares one secret element, in the engine's program; the type of the result comes last.
+_COMPARES = re.compile(
+    r"pphlo\.(?:less|less_equal|greater|greater_equal|maximum|minimum|abs|sign)\b.*(?:->|:) "
+    r"tensor<(?P<shape>(?:\d+x)*)!pphlo\.secret<[^>]*>>$"
+)
+
+
+def weight_name(index: int) -> str:
+    """Name of a shared weight at the engine."""
+    return f"weight-{index}"
+
+
+def input_name(index: int) -> str:
+    """Name of a shared input at the engine."""
+    return f"input-{index}"
+
+
+def output_name(index: int) -> str:
+    """Name of an output at the engine."""
+    return f"output-{index}"
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A program that the engine can run.
+
+    Attributes:
+        program: The engine's own form.
+        seconds: Seconds that compiling took.
+        comparisons: Secret elements that it compares.
+        digest: SHA-256 of its code.
+    """
+
+    program: Any
+    seconds: float
+    comparisons: int
+    digest: str
+
+
+class Compiler:
+    """Compiles the two programs of a session.
+
+    Args:
+        program: The program.
+        settings: Protocol settings.
+
+    Raises:
+        EngineMissingError: The engine is not there.
+    """
+
+    def __init__(self, program: JaxProgram, settings: Settings) -> None:
+        require_spu()
+        self.program, self.settings = program, settings
+        self._queries: dict[tuple[tuple[int, ...], ...], Executable] = {}
+        cached = settings.of.caches_weights
+        self.cached = [i for i, p in enumerate(program.parameters) if cached and p.multiplied]
+
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the parameters, in their layouts."""
+        zeros = {
+            name: np.broadcast_to(np.float32(0), [int(size) for size in spec.shape])
+            for name, spec in self.program.public.weights.items()
+        }
+        return [value.shape for value in self.program.lay_out(zeros)]
+
+    def setup(self) -> Executable | None:
+        """What runs once per session; None where nothing does.
+
+        1. Weights that are factors are opened under a mask that stays, where the protocol can reuse it.
+        2. One product and one comparison, where the first ones pay for the set-up of a session.
+        """
+        from spu.experimental import make_cached_var
+
+        shapes = self.parameter_shapes()
+        if self.cached:
+            names = [weight_name(i) for i in self.cached]
+
+            def open_once(*weights: Any) -> tuple[Any, ...]:
+                return tuple(make_cached_var(weight) for weight in weights)
+
+            return self._compile(open_once, [shapes[i] for i in self.cached], names, lambda i: names[i] + "-opened")
+        if self.settings.of.warms_up and shapes:
+            return self._compile(_first_use, [shapes[0]], [weight_name(0)], lambda _: "first-use")
+        return None
+
+    def query(self, shapes: Sequence[tuple[int, ...]]) -> Executable:
+        """The program for inputs of these shapes; compiled once."""
+        key = tuple(map(tuple, shapes))
+        if key not in self._queries:
+            weights = self.parameter_shapes()
+            opened = set(self.cached)
+            names = [weight_name(i) + ("-opened" if i in opened else "") for i in range(len(weights))]
+            names += [input_name(i) for i in range(len(key))]
+            count = len(weights)
+
+            def query(*values: Any) -> tuple[Any, ...]:
+                return self.program(values[:count], values[count:])
+
+            self._queries[key] = self._compile(query, [*weights, *key], names, output_name)
+        return self._queries[key]
+
+    def _compile(
+        self, function: Callable[..., Any], shapes: Sequence[tuple[int, ...]], inputs: list[str],
+        name_output: Callable[[int], str],
+    ) -> Executable:  # fmt: skip
+        import jax
+        from spu import libspu
+        from spu.utils import frontend
+
+        start = time.perf_counter()
+        abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+        secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
+        compiled, _ = frontend.compile(
+            frontend.Kind.JAX, function, abstract, {}, inputs, secret,
+            lambda flat: [name_output(i) for i in range(len(flat))],
+        )  # fmt: skip
+        code = compiled.code if isinstance(compiled.code, bytes) else compiled.code.encode()
+        text = code.decode()
+        if "pphlo.while" in text:
+            raise SecureProgramError(
+                "The compiled program has a loop, which the engine runs element by element.",
+                fix="This is a defect of the program's operators: report it with the model.",
+            )
+        return Executable(
+            compiled, time.perf_counter() - start, count_comparisons(text), hashlib.sha256(code).hexdigest()
+        )
+
+
+def count_comparisons(text: str) -> int:
+    """Secret elements that a program of the engine compares."""
+    result = 0
+    for line in text.splitlines():
+        found = _COMPARES.search(line.strip())
+        if found:
+            result += math.prod(int(size) for size in found["shape"].split("x") if size)
+    return result
+
+
+def _first_use(weight: Any) -> Any:
+    """A product of matrices, one of elements, and a comparison, on one number each."""
+    import jax.numpy as jnp
+
+    one = weight.reshape(-1)[:1].reshape(1, 1)
+    return jnp.maximum(one @ one * one, 0)

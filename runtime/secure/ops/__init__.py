@@ -1,0 +1,1 @@
+"""Operations as JAX, one file per family; needs jax."""

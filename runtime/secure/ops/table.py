@@ -1,0 +1,31 @@
+"""Every operator that has a form in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping
+from autorep_fx.runtime.secure.ops.call import Operator
+from autorep_fx.runtime.secure.public import PublicProgram
+
+__all__ = ["OPERATORS", "find_obstacles"]
+
+OPERATORS: Mapping[str, Operator] = {
+    **elementwise.OPERATORS, **indexing.OPERATORS, **linear.OPERATORS, **pooling.OPERATORS, **shaping.OPERATORS,
+}  # fmt: skip
+
+
+def find_obstacles(program: PublicProgram) -> list[str]:
+    """Everything in a program that has no form in the engine, as texts; each operator that is missing once."""
+    missing: dict[str, list[str]] = {}
+    problems = []
+    for node in program.nodes:
+        entry = OPERATORS.get(node.operator)
+        if entry is None:
+            missing.setdefault(node.operator, []).append(node.name)
+        else:
+            problems += [f"{node.name} ({node.operator}): {text}" for text in entry.obstacles(node)]
+    return [
+        f"the operator {operator}, at {names[0]}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")
+        for operator, names in missing.items()
+    ] + problems
