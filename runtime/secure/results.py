@@ -15,8 +15,6 @@ from autorep_fx.runtime.secure.protocols import Settings
 
 __all__ = ["SecureRun", "Step", "comparisons_of"]
 
-_UNPREDICTED = "no cost model predicts bytes yet: predicted_bytes is null"
-
 
 @dataclass(frozen=True)
 class Step:
@@ -65,6 +63,7 @@ class SecureRun:
         queries: What each query paid.
         leaks: What the public program tells everyone.
         by_rank: Bytes and messages that each rank sent in all queries; empty where ranks share one log.
+        predicted_bytes: What the cost model says of all queries, over all parties; None where it does not know.
         max_error: Largest absolute difference to onnxruntime; None where the model is not there to compare with.
         notes: What the figures are to be read with.
     """
@@ -77,6 +76,7 @@ class SecureRun:
     queries: list[Step]
     leaks: tuple[str, ...]
     by_rank: list[dict[str, int]] = field(default_factory=list)
+    predicted_bytes: int | None = None
     max_error: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class SecureRun:
             "mode": self.mode,
             "samples": self.samples,
             "comparisons": sum(step.comparisons for step in self.queries),
-            "predicted_bytes": None,
+            "predicted_bytes": self.predicted_bytes,
             "measured_bytes": counters.bytes if secure else None,
             "messages": counters.messages if secure else None,
             "seconds": sum(step.seconds for step in self.queries),
@@ -106,7 +106,7 @@ class SecureRun:
             "settings": self.settings.to_json() if self.settings else None,
             "threat_model": self.settings.of.to_json() if self.settings else None,
             "leaks": list(self.leaks),
-            "notes": [*self.notes, *([_UNPREDICTED] if secure else [])],
+            "notes": list(self.notes),
         }
 
 

@@ -11,6 +11,7 @@ from autorep_fx.errors import ConfigError, DataError, ProtocolError
 from autorep_fx.files import output_directory
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.plain import run_plain
+from autorep_fx.runtime.secure.prediction import predicted_bytes
 from autorep_fx.runtime.secure.profile import Counters
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.results import SecureRun, Step
@@ -65,6 +66,9 @@ def run_model(
         from autorep_fx.runtime.secure.execute import execute
 
         result = execute(split, queries, settings, timeout=timeout, insecure_dealer=insecure_dealer, log=log)
+    if mode != "plain":
+        result.predicted_bytes, note = predicted_bytes(path, [len(query[0]) for query in queries], settings)
+        result.notes += [note] if note else []
     session = Session(path, "cpu")
     references = [
         session.run(*(v.astype(t) for v, t in zip(query, session.types.values(), strict=True))) for query in queries

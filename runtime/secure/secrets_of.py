@@ -101,16 +101,20 @@ class _Lifting:
             return False
         gamma, beta, mean, variance = (np.asarray(part, dtype=np.float64).reshape(-1, 1, 1) for part in parts)
         scale = gamma / np.sqrt(variance + attributes.get("epsilon", 1e-5))
-        names = [f"{node.name}.scale", f"{node.name}.shift"]
         rank = self._rank(node.inputs[0])
-        for name, value in zip(names, (scale, beta - mean * scale), strict=True):
-            self._store(name, value.reshape(-1, *[1] * (rank - 2)).astype(np.float32))
-        scaled = f"{node.outputs[0]}.scaled"
-        self.nodes += [
-            Node(f"{node.name}/scale", "Mul", (node.inputs[0], names[0]), (scaled,)),
-            Node(f"{node.name}/shift", "Add", (scaled, names[1]), (node.outputs[0],)),
-        ]
+        x = node.inputs[0]
+        # A scale of exactly 1 is how the export writes a sum per channel, which costs no product.
+        if not (scale == 1).all():
+            self._per_channel(f"{node.name}.scale", scale, rank)
+            scaled = f"{node.outputs[0]}.scaled"
+            self.nodes.append(Node(f"{node.name}/scale", "Mul", (x, f"{node.name}.scale"), (scaled,)))
+            x = scaled
+        self._per_channel(f"{node.name}.shift", beta - mean * scale, rank)
+        self.nodes.append(Node(f"{node.name}/shift", "Add", (x, f"{node.name}.shift"), (node.outputs[0],)))
         return True
+
+    def _per_channel(self, name: str, value: Array, rank: int) -> None:
+        self._store(name, value.reshape(-1, *[1] * (rank - 2)).astype(np.float32))
 
     def _rank(self, name: str) -> int:
         graph = self.model.graph

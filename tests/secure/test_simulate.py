@@ -57,7 +57,12 @@ def test_outputs_equal_the_clear_ones(protocol: str, model: Path, x: np.ndarray)
     assert run.max_error is not None and run.max_error < 1e-3
     value = run.to_json()
     assert {"comparisons", "predicted_bytes", "measured_bytes", "messages", "seconds", "max_error"} <= value.keys()
-    assert value["predicted_bytes"] is None and any("predict" in note for note in value["notes"])
+    if protocol == "semi2k":
+        assert value["predicted_bytes"] == value["measured_bytes"]
+    elif protocol == "aby3":  # the engine also shares a public number or two per query
+        assert 0 <= value["measured_bytes"] - value["predicted_bytes"] <= 100
+    else:
+        assert value["predicted_bytes"] is None and any("has no cost of" in note for note in value["notes"])
     assert value["comparisons"] == 2 * sum(split_model(model).program.comparisons.values())
     assert value["measured_bytes"] > 0 and value["messages"] > 0
     assert value["threat_model"]["parties"] == list(PROTOCOLS[protocol].roles)

@@ -1,0 +1,62 @@
+"""Where a pass of the lowering rounds too far, the model is lowered without it, and that is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+import autorep_fx
+from autorep_fx.errors import InvariantError
+from autorep_fx.passes.absorb_affine import AbsorbAffinePass
+from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
+from autorep_fx.passes.infra import PassResult
+from nets import TinyNet, batches, trained_norms
+
+
+def _one_percent_off(module: fx.GraphModule) -> None:
+    """Make the outputs wrong, as hopeless rounding would."""
+    [output] = [node for node in module.graph.nodes if node.op == "output"]
+    [value] = output.all_input_nodes
+    with module.graph.inserting_before(output):
+        wrong = module.graph.call_function(torch.ops.aten.add.Tensor, (value, value), {"alpha": 0.01})
+    wrong.meta = dict(value.meta)
+    output.replace_input_with(value, wrong)
+    module.recompile()
+
+
+def _inexact(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = kind.call
+
+    def call(self: object, module: fx.GraphModule) -> PassResult:
+        result = original(self, module)
+        _one_percent_off(module)
+        return result
+
+    monkeypatch.setattr(kind, "call", call)
+
+
+def _model() -> tuple[nn.Module, torch.Tensor]:
+    x = batches()[0][0]
+    return trained_norms(TinyNet(), x), x
+
+
+def test_the_model_is_lowered_without_what_rounds_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are those of the plain form, and a note names the pass; without a fault there is no such note."""
+    model, x = _model()
+    plain = autorep_fx.transform(model, "10%", example_inputs=x)
+    assert not any("lowered without" in text for text in plain.lowering_notes)
+    _inexact(AbsorbAffinePass, monkeypatch)
+    found = autorep_fx.transform(model, "10%", example_inputs=x)
+    assert any("lowered without absorb_affine," in text for text in found.lowering_notes)
+    assert found.comparisons == plain.comparisons
+    with torch.no_grad():
+        torch.testing.assert_close(found.module(x), plain.module(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_that_is_always_needed_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays wrong is an error, as before."""
+    model, x = _model()
+    _inexact(FoldBatchnormPass, monkeypatch)
+    with pytest.raises(InvariantError, match="After stage 'lower'"):
+        autorep_fx.transform(model, "10%", example_inputs=x)
