@@ -86,7 +86,7 @@ SUITES = {
         ("digits_resnet", {"in_channels": 3, "image_size": 32}), {"epochs": 60, "lr": 0.1},
         {
             "training": {"epochs": 4, "lr": 3e-3}, "finetune": {"epochs": 8, "lr": 3e-3},
-            "execution": {"channels_last": True},
+            "execution": {"channels_last": True, "fuse": True},
         },
         _grid(("default", "autorep", "snl"), ("0", "2.6%", "10%")), (0, 1, 2), 128, crop_flip(4),
     ),
