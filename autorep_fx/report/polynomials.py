@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autorep_fx.errors import NonFiniteError
 from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.report.data import ReportPolynomial
@@ -47,6 +48,13 @@ def measure_polynomials(model: GatedModel, inputs: ExampleInputs, *, most: int =
 
 def _measure(gate: GatedActivation, x: Tensor) -> ReportPolynomial:
     channels = x.transpose(0, gate.site.channel_axis + 1).flatten(1).double().cpu()
+    if not bool(torch.isfinite(channels).all()):
+        raise NonFiniteError(
+            f"What reaches {gate.site.name} is not finite: polynomials before it multiply their errors.",
+            received="NaN or infinity on the calibration samples, with the gates as they were projected",
+            fix="Train longer or with a lower learning rate, fit in order (calibration: {prefix: replaced}), keep "
+            "more, or use degree 1 at the sites before it.",
+        )
     channel = int(channels.std(1).argmax())
     counts, edges = np.histogram(channels[channel].numpy(), bins=_BINS)
     activation = gate.function(torch.from_numpy(edges), channel).numpy()

@@ -7,10 +7,11 @@ import torch
 from torch import fx, nn
 
 import autorep_fx
-from autorep_fx.errors import InvariantError
+from autorep_fx.errors import InvariantError, NonFiniteError
 from autorep_fx.passes.absorb_affine import AbsorbAffinePass
 from autorep_fx.passes.fold_batchnorm import FoldBatchnormPass
 from autorep_fx.passes.infra import PassResult
+from autorep_fx.passes.inputs import ExampleInputs
 from nets import TinyNet, batches, trained_norms
 
 
@@ -60,3 +61,15 @@ def test_a_pass_that_is_always_needed_is_not_left_out(monkeypatch: pytest.Monkey
     _inexact(FoldBatchnormPass, monkeypatch)
     with pytest.raises(InvariantError, match="After stage 'lower'"):
         autorep_fx.transform(model, "10%", example_inputs=x)
+
+
+def test_polynomials_that_explode_are_an_error_that_names_where() -> None:
+    """Not a plan with NaN in it, nor the error of a plot."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    x = torch.randn(8, 3)
+    gated = autorep_fx.prepare(model, "0", example_inputs=x)
+    gated.calibrate(ExampleInputs.of(x))
+    gated.gates["1"].set_coefficients(torch.full((3, 4), 1e38))
+    gated.project()
+    with pytest.raises(NonFiniteError, match="What reaches 3 is not finite"):
+        autorep_fx.lower(gated)
