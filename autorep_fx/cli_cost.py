@@ -20,13 +20,14 @@ def cost(
     model: Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)],
     protocol: Annotated[str, typer.Option(help="A protocol of the profile, several with commas, or all.")] = "all",
     network: Annotated[str, typer.Option(help="lan (1 Gbps, 0.5 ms), wan (100 Mbps, 40 ms) or 50Mbps,20ms.")] = "lan",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a query.")] = 1,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a query; default: the model's, or 1.")] = None,
     profile: Annotated[Path | None, typer.Option(help="Cost profile; by default the measured one of SPU.")] = None,
     nodes: Annotated[bool, typer.Option(help="Also every node, for each protocol.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Predict bytes, messages and time on the network of one query, and say what is not known."""
     from autorep_fx.cost.onnx_count import load_model
+    from autorep_fx.cost.onnx_shapes import fixed_batch
     from autorep_fx.cost.predict import predict
     from autorep_fx.cost.primitives import secure_work
     from autorep_fx.cost.profile import load_profile
@@ -34,7 +35,9 @@ def cost(
     link, costs = Network.parse(network), load_profile(profile)
     names = list(costs.protocols) if protocol == "all" else [name.strip() for name in protocol.split(",")]
     chosen = {name: costs.protocol(name) for name in names}
-    work = secure_work(load_model(model), batch)
+    loaded = load_model(model)
+    batch = batch or fixed_batch(loaded) or 1
+    work = secure_work(loaded, batch)
     found = [predict(work, name, item) for name, item in chosen.items()]
     if as_json:
         stated = {"model": str(model), "batch": batch, "profile": costs.name, "network": network}

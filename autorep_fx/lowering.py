@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-import itertools
+from collections.abc import Sequence
 
 import torch
 
 from autorep_fx.compiled import Compiled
+from autorep_fx.config import PassConfig
 from autorep_fx.cost import count_sites
 from autorep_fx.cost.dependence import input_dependent
 from autorep_fx.errors import ConfigError, InvariantError, NotProjectedError
@@ -25,9 +26,8 @@ __all__ = ["lower", "make_plan", "require_projected"]
 
 # Standard deviations from the mean beyond which a fit is no guide any more.
 _FAR = 10.0
-# Passes that move scales and shifts, and all that reorder sums.
-_ABSORBING = ("absorb_affine",)
-_REARRANGING = ("absorb_affine", "drop_channels", "pack_channels", "merge_linear")
+# What is left out in turn where rounding goes too far: nothing, what moves scales and shifts, all that reorders sums.
+_LEFT_OUT = ((), ("absorb_affine",), ("absorb_affine", "drop_channels", "pack_channels", "merge_linear"))
 
 
 def require_projected(gated: GatedModel) -> None:
@@ -82,24 +82,33 @@ def _lowered(gated: GatedModel, plan: Plan, inputs: ExampleInputs) -> CapturedMo
         InvariantError: Counts or outputs are not those of the gated model.
     """
     passes = gated.config.passes_of("lower")
-    milder = [[item for item in passes if item.name not in left_out] for left_out in ((), _ABSORBING, _REARRANGING)]
-    for chosen, others in itertools.zip_longest(milder, milder[1:]):
-        module = shared_copy(gated.network)
-        build_pipeline("lower", chosen)(module)
-        _check_dependence(module, plan)
-        if gated.config.verification != "off":
-            _check_lowered(module, plan)
-        if len(chosen) < len(passes):
-            left_out = ", ".join(item.name for item in passes if item not in chosen)
-            note(module, "all sites", f"lowered without {left_out}, with which outputs were rounded too far")
+    tried: list[list[PassConfig]] = []
+    for left_out in _LEFT_OUT:
+        chosen = [item for item in passes if item.name not in left_out]
+        if chosen in tried:
+            continue  # the pipeline has none of these
+        tried.append(chosen)
+        module = _lowered_by(chosen, gated, plan)
+        if left_out:
+            names = ", ".join(item.name for item in passes if item not in chosen)
+            note(module, "all sites", f"lowered without {names}, with which outputs were rounded too far")
         if gated.config.verification != "numeric":
-            break
+            return module
         try:
             check_equal("lower", module, gated, inputs, tolerance_of(module), sizes=module.sizes)
-            break
-        except InvariantError:
-            if others is None or others == chosen:
-                raise
+        except InvariantError as error:
+            rounded_too_far = error
+        else:
+            return module
+    raise rounded_too_far
+
+
+def _lowered_by(passes: Sequence[PassConfig], gated: GatedModel, plan: Plan) -> CapturedModule:
+    module = shared_copy(gated.network)
+    build_pipeline("lower", passes)(module)
+    _check_dependence(module, plan)
+    if gated.config.verification != "off":
+        _check_lowered(module, plan)
     return module
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import numpy_helper
 
-from autorep_fx.cost.nominal import ONNX_FAMILIES, batch_axis, evaluate_text, family_comparisons, per_sample
+from autorep_fx.cost.nominal import ONNX_FAMILIES, family_comparisons
+from autorep_fx.cost.onnx_shapes import infer_sample_shapes
 from autorep_fx.errors import ModelFileError
 from autorep_fx.kinds import KINDS
 
-__all__ = ["BATCH_KEY", "SIZES_KEY", "NodeCount", "count_onnx", "load_model"]
+__all__ = ["NodeCount", "count_onnx", "load_model"]
 
-#: Metadata of an exported file: what it says of free heights and widths, and of a fixed batch.
-SIZES_KEY, BATCH_KEY = "autorep_fx.sizes", "autorep_fx.batch"
 _FLOATING = {
     onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16
 }  # fmt: skip
@@ -74,8 +70,8 @@ def load_model(path: Path | str) -> onnx.ModelProto:
 
 
 def _keep_small(tensor: onnx.TensorProto, folder: Path) -> None:
-    """Drop the values of a large floating-point tensor, and read any other that is kept beside the file."""
-    if tensor.data_type in _FLOATING and math.prod(tensor.dims) > _LARGE:
+    """Drop the values of a large floating-point matrix, and read any other tensor that is kept beside the file."""
+    if tensor.data_type in _FLOATING and len(tensor.dims) > 1 and math.prod(tensor.dims) > _LARGE:
         tensor.ClearField("raw_data")
     elif onnx.external_data_helper.uses_external_data(tensor):
         onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
@@ -88,46 +84,16 @@ def count_onnx(model: onnx.ModelProto) -> list[NodeCount]:
     Raises:
         ModelFileError: A shape that a count needs is unknown, or a subgraph hides nodes.
     """
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    sizes = json.loads(metadata.get(SIZES_KEY, "{}"))
-    if sizes:
-        model = _at_sizes(model, {name: int(size["example"]) for name, size in sizes.items()})
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    return _Counter(model, int(metadata.get(BATCH_KEY, 0))).counts()
-
-
-def _at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
-    """The same graph with the example's heights and widths in place of their names, as far as shapes are stated."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    pattern = re.compile(r"\b(" + "|".join(map(re.escape, sizes)) + r")\b")
-    for info in (*result.graph.input, *result.graph.output, *result.graph.value_info):
-        for dimension in info.type.tensor_type.shape.dim:
-            if not pattern.search(dimension.dim_param):
-                continue
-            text = pattern.sub(lambda found: str(sizes[found[0]]), dimension.dim_param)
-            number = evaluate_text(text) if not re.search("[A-Za-z_]", text) else None
-            if number is None:
-                dimension.dim_param = text
-            else:
-                dimension.dim_value = number
-    return result
+    return _Counter(*infer_sample_shapes(model)).counts()
 
 
 class _Counter:
-    def __init__(self, model: onnx.ModelProto, batch: int) -> None:
-        graph = model.graph
-        self.graph = graph
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        for info in (*graph.input, *graph.output, *graph.value_info):
-            if info.type.tensor_type.HasField("shape"):
-                sizes = per_sample([_size(d) for d in info.type.tensor_type.shape.dim])
-                self.shapes[info.name] = _of_one(sizes, batch) if batch else sizes
+    def __init__(self, graph: onnx.GraphProto, shapes: dict[str, tuple[int, ...]]) -> None:
+        self.graph, self.shapes = graph, shapes
         self.types = {i.name: i.type.tensor_type.elem_type for i in (*graph.input, *graph.value_info, *graph.output)}
         self.types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
         self.per_element = {operator: kind.comparisons for kind in KINDS.values() for operator in kind.onnx}
         self.constants: dict[str, onnx.TensorProto | None] = {tensor.name: tensor for tensor in graph.initializer}
-        self.shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant" and node.attribute:
                 value = node.attribute[0]
@@ -211,12 +177,3 @@ class _Counter:
             )
         return self.shapes[name]
 
-
-def _of_one(sizes: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """A shape with a fixed batch, for one sample."""
-    at = batch_axis(sizes, batch)
-    return tuple(size // batch if axis == at else size for axis, size in enumerate(sizes))
-
-
-def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
-    return int(dimension.dim_value) if dimension.HasField("dim_value") else dimension.dim_param or "batch"

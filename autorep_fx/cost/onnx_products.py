@@ -6,8 +6,7 @@ import math
 
 import onnx
 
-from autorep_fx.cost.onnx_count import BATCH_KEY, SIZES_KEY
-from autorep_fx.cost.onnx_shapes import sample_shapes
+from autorep_fx.cost.onnx_shapes import infer_sample_shapes
 
 __all__ = ["count_products"]
 
@@ -29,14 +28,9 @@ def count_products(model: onnx.ModelProto) -> int | None:
         model: A model; the values of its weights are not needed.
 
     Returns:
-        The number; None where the graph does not tell it: an unknown shape, free heights or widths, a fixed batch, or
-        an operation with products inside.
+        The number; None where the graph does not tell it: an unknown shape, or an operation with products inside.
     """
-    keys = {entry.key for entry in model.metadata_props}
-    if keys & {SIZES_KEY, BATCH_KEY}:
-        return None
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = sample_shapes(graph)
+    graph, shapes = infer_sample_shapes(model)
     weights = {tensor.name for tensor in graph.initializer}
     secret = {info.name for info in graph.input if info.name not in weights}
     total = 0

@@ -2,22 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+
 import onnx
 
-from autorep_fx.cost.nominal import per_sample
+from autorep_fx.cost.nominal import batch_axis, evaluate_text, per_sample
 
-__all__ = ["sample_shapes"]
+__all__ = ["BATCH_KEY", "SIZES_KEY", "fixed_batch", "infer_sample_shapes"]
+
+#: Metadata of an exported file: what it says of free heights and widths, and of a fixed batch.
+SIZES_KEY, BATCH_KEY = "autorep_fx.sizes", "autorep_fx.batch"
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def sample_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Value name → shape with 1 in place of every free axis; values of unknown shape are left out.
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch that an exported file was fixed to; None where it is free, or where the file does not tell."""
+    return int(_metadata(model)[BATCH_KEY]) if BATCH_KEY in _metadata(model) else None
+
+
+def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes]:
+    """Infer shapes, at the example's heights and widths where these are free.
 
     Args:
-        graph: A graph whose shapes were inferred.
+        model: A model; the values of its large weights are not needed.
+
+    Returns:
+        The graph with inferred shapes, and value name → shape for one sample: 1 in place of every free axis, a fixed
+        batch divided out. Values of unknown shape are left out.
     """
-    found = {
-        info.name: per_sample([d.dim_value if d.HasField("dim_value") else d.dim_param for d in shape.dim])
-        for info in (*graph.input, *graph.output, *graph.value_info)
-        if info.type.tensor_type.HasField("shape") and (shape := info.type.tensor_type.shape) is not None
-    }
-    return found | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    sizes = json.loads(_metadata(model).get(SIZES_KEY, "{}"))
+    if sizes:
+        model = _at_sizes(model, {name: int(size["example"]) for name, size in sizes.items()})
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    batch = fixed_batch(model)
+    shapes: Shapes = {}
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if info.type.tensor_type.HasField("shape"):
+            stated = per_sample([_size(dimension) for dimension in info.type.tensor_type.shape.dim])
+            shapes[info.name] = stated if batch is None else _of_one(stated, batch)
+    return graph, shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
+    """The same graph with the example's heights and widths in place of their names, as far as shapes are stated."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    pattern = re.compile(r"\b(" + "|".join(map(re.escape, sizes)) + r")\b")
+    for info in (*result.graph.input, *result.graph.output, *result.graph.value_info):
+        for dimension in info.type.tensor_type.shape.dim:
+            if not pattern.search(dimension.dim_param):
+                continue
+            text = pattern.sub(lambda found: str(sizes[found[0]]), dimension.dim_param)
+            number = evaluate_text(text) if not re.search("[A-Za-z_]", text) else None
+            if number is None:
+                dimension.dim_param = text
+            else:
+                dimension.dim_value = number
+    return result
+
+
+def _of_one(sizes: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """A shape with a fixed batch, for one sample."""
+    at = batch_axis(sizes, batch)
+    return tuple(size // batch if axis == at else size for axis, size in enumerate(sizes))
+
+
+def _size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
+    return int(dimension.dim_value) if dimension.HasField("dim_value") else dimension.dim_param or "batch"

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from autorep_fx.cost.onnx_shapes import sample_shapes
-from autorep_fx.errors import ModelFileError
+from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
+from autorep_fx.errors import ConfigError, ModelFileError
 
 __all__ = ["Primitive", "Work", "secure_work"]
 
@@ -68,18 +69,25 @@ _LOCAL = {
 _INTEGERS = {onnx.TensorProto.BOOL, onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
-def secure_work(model: onnx.ModelProto, batch: int = 1) -> list[Work]:
+def secure_work(model: onnx.ModelProto, batch: int | None = None) -> list[Work]:
     """The operations of a protocol at every node, for one query.
 
     Args:
-        model: A model; the values of its weights are not needed.
-        batch: Samples in the query.
+        model: A model; the values of its large weights are not needed. Free heights and widths are the example's.
+        batch: Samples in the query; by default the model's own fixed batch, or 1.
 
     Raises:
+        ConfigError: The model's batch is fixed to another number.
         ModelFileError: A shape that is needed is unknown.
     """
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = sample_shapes(graph)
+    fixed = fixed_batch(model)
+    if None not in (batch, fixed) and batch != fixed:
+        raise ConfigError(
+            f"The model takes {fixed} samples in a query and no other number.", received=f"batch {batch}",
+            fix="Leave batch out, or export the model with a free batch.",
+        )  # fmt: skip
+    batch = batch or fixed or 1
+    graph, shapes = infer_sample_shapes(model)
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     found = []
@@ -146,10 +154,10 @@ def _product(call: _Call) -> tuple[Primitive, ...]:
 def _norm(call: _Call) -> tuple[Primitive, ...]:
     """A product with the scale and a sum; a scale of exactly 1 is how a sum per channel is exported."""
     scale, variance = (call.weights.get(call.node.input[i]) for i in (1, 4))
-    epsilon = call.attribute("epsilon", 1e-5)
-    if scale is None or variance is None or epsilon:
+    if scale is None or variance is None:
         return _product(call)
-    ones = all(bool((numpy_helper.to_array(tensor) == 1).all()) for tensor in (scale, variance))
+    gamma, spread = (numpy_helper.to_array(tensor).astype(np.float64) for tensor in (scale, variance))
+    ones = (gamma / np.sqrt(spread + call.attribute("epsilon", 1e-5)) == 1).all()
     return () if ones else _product(call)
 
 

@@ -50,7 +50,7 @@ def fit_polynomials(gated: GatedModel, inputs: ExampleInputs, *, given: bool) ->
 @torch.no_grad()
 def _growth(gated: GatedModel, inputs: ExampleInputs) -> float:
     """Largest |output| with everything replaced over that with everything kept, with norms as in training."""
-    state = {name: value.clone() for name, value in gated.state_dict().items() if isinstance(value, torch.Tensor)}
+    buffers = {name: value.clone() for name, value in gated.named_buffers()}
     gated.train()
     try:
         with torch.random.fork_rng(devices=[]):  # dropout
@@ -58,7 +58,8 @@ def _growth(gated: GatedModel, inputs: ExampleInputs) -> float:
             gated.set_gates_to("replaced")
             replaced = _largest(inputs.call(gated.network))
     finally:
-        gated.load_state_dict(state)  # the states, and the running statistics of norms
+        for name, value in gated.named_buffers():
+            value.copy_(buffers[name])  # the states of the gates, and the running statistics of norms
         gated.eval()
     return replaced / max(kept, 1e-12) if replaced == replaced else float("inf")
 

@@ -95,14 +95,15 @@ class GatedModel(nn.Module):
         return self.network(*args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """Progress, whether the next batch is observed, whether masks are soft, and the method's own numbers."""
+        """Progress, when fits followed last, whether they follow now, whether masks are soft, the method's numbers."""
         observing = any(gate.mode == "follow" for gate in self.gates.values())
         soft = any(gate.soft for gate in self.gates.values())
-        return torch.tensor([self.progress, float(observing), float(soft), *self.method.state], dtype=torch.float64)
+        numbers = [self.progress, self.followed_at, float(observing), float(soft), *self.method.state]
+        return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore them."""
-        self.progress, observing, soft, *own = state.tolist()
+        self.progress, self.followed_at, observing, soft, *own = state.tolist()
         self.method.state = own
         for gate in self.gates.values():
             gate.mode = "follow" if observing else "run"
@@ -122,6 +123,11 @@ class GatedModel(nn.Module):
     def kept(self) -> int:
         """Gateable comparisons that the gates keep now, for one sample."""
         return sum(gate.kept_comparisons for gate in self.gates.values())
+
+    @property
+    def replaced(self) -> float:
+        """Share of the gateable comparisons that the gates replace now."""
+        return 1 - self.kept / max(self.allowance.gateable, 1)
 
     @property
     def unspent(self) -> int:
@@ -162,7 +168,7 @@ class GatedModel(nn.Module):
         """
         self.load_state_dict(dict(state))
         self.take_sample(batches)
-        self.progress = 0.0
+        self.progress, self.followed_at = 0.0, self.replaced
         self.steps.zero_()
         self.method = make_method(self.config)
         free = free_gates(self)
@@ -233,11 +239,10 @@ class GatedModel(nn.Module):
     def _follow(self, progress: float) -> None:
         """Let the fits follow the moving input distribution: every few steps, and after many flips at once."""
         options = self.config.polynomials
-        replaced = 1 - self.kept / max(self.allowance.gateable, 1)
-        many = abs(replaced - self.followed_at) > _MANY_FLIPS
+        many = abs(self.replaced - self.followed_at) > _MANY_FLIPS
         due = progress < options.refresh_until and (many or int(self.steps) % options.refresh_every == 0)
         if due:
-            self.followed_at = replaced
+            self.followed_at = self.replaced
         for gate in self.gates.values():
             gate.mode = "follow" if due else "run"
 

@@ -130,3 +130,19 @@ def test_fits_start_as_the_training_does_where_it_can_find_its_way(
     for key, value in before.items():  # trying it left the model as it was
         assert torch.equal(found.network.state_dict()[key], value)
     assert found.kept == sum(site.comparisons for site in found.sites if site.gateable)
+
+
+def test_a_loaded_state_follows_at_the_same_step() -> None:
+    """When the fits followed last is part of the state: after the 2 % have been followed, they are not due again."""
+    gated, _ = _gated(refresh_every=1000)
+    gated.train()
+    gated.steps.fill_(1)
+    gated.set_gates_to("replaced")
+    gated.gates["1"].kept.fill_(True)
+    gated._follow(0.5)
+    assert {gate.mode for gate in gated.gates.values()} == {"follow"}  # many flips
+    again, _ = _gated(refresh_every=1000)
+    again.load_state_dict(gated.state_dict())
+    for model in (gated, again):
+        model._follow(0.5)
+        assert {gate.mode for gate in model.gates.values()} == {"run"}

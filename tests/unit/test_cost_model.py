@@ -30,7 +30,7 @@ def _graph(nodes: list[onnx.NodeProto], shape: list[int], weights: dict[str, tup
     return helper.make_model(helper.make_graph(nodes, "g", [x], [y], numbers))
 
 
-def _predict(model: onnx.ModelProto, protocol: str, batch: int = 1) -> Prediction:
+def _predict(model: onnx.ModelProto, protocol: str, batch: int | None = None) -> Prediction:
     return predict(secure_work(model, batch), protocol, load_profile().protocol(protocol))
 
 
@@ -93,6 +93,24 @@ def test_groups_and_batches() -> None:
     linear = _graph([helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="n")], [12], {"w": (12, 7), "b": (7,)})
     assert _predict(linear, "semi2k", 3).bytes == 16 * 3 * 12 + 8 * 3 * 7
     assert _predict(linear, "semi2k", 3).setup_bytes == 16 * 12 * 7
+
+
+def test_a_fixed_batch_and_free_sizes_cost_the_same(tmp_path: Path) -> None:
+    """A query of a file of 4 samples is 4 of a free one; free heights and widths are the example's."""
+    model, x = create("digits_resnet").eval(), torch.randn(4, 1, 16, 16)
+    options = {"dynamic": {}, "fixed": {"dynamic_batch": False}, "sizes": {"dynamic_size": True}}
+    models = {}
+    for name, option in options.items():
+        path, config = tmp_path / f"{name}.onnx", {"capture": option, "gates": {"granularity": "channel"}}
+        autorep_fx.transform(model, "100%", example_inputs=x, config=config).export(path)
+        models[name] = onnx.load(path)
+    expected = _predict(models["dynamic"], "semi2k", 4)
+    assert expected.bytes is not None
+    for name, batch in (("fixed", None), ("fixed", 4), ("sizes", 4)):
+        found = _predict(models[name], "semi2k", batch)
+        assert (found.bytes, found.setup_bytes) == (expected.bytes, expected.setup_bytes), name
+    with pytest.raises(ConfigError, match="takes 4 samples in a query and no other number"):
+        secure_work(models["fixed"], 2)
 
 
 def test_resnet18_costs_what_the_engine_sent(tmp_path: Path) -> None:
