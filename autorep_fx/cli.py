@@ -19,6 +19,7 @@ from autorep_fx import __version__
 from autorep_fx.cli_bench import bench
 from autorep_fx.cli_cost import cost
 from autorep_fx.cli_diff import diff
+from autorep_fx.cli_inspect import inspect
 from autorep_fx.cli_secure import secure_app
 from autorep_fx.cli_sweep import sweep
 from autorep_fx.errors import AutorepError, StoppedError
@@ -33,6 +34,7 @@ app.command()(sweep)
 app.command()(bench)
 app.command()(cost)
 app.command()(diff)
+app.command()(inspect)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
 app.add_typer(secure_app, name="secure")
@@ -123,50 +125,6 @@ def transform(
     if is_first_process():
         _console.print(str(compiled), highlight=False, soft_wrap=True)
         _console.print(f"Written to {out}", soft_wrap=True)
-
-
-@app.command()
-def inspect(
-    model: Annotated[
-        str, typer.Argument(help="zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG, or module:function that makes it.")
-    ],
-    input: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", "-i", show_default=False,
-            help="Shape of one sample, such as 3x32x32; int64:12 for indices. Once per positional input. "
-            "Unset: what the library gives for the model.",
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    graph: Annotated[Path | None, typer.Option(help="Draw the site graph into this .svg.", show_default=False)] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights; random ones if unset.", show_default=False)] = None,
-) -> None:  # fmt: skip
-    """List what a model compares, and where, and what no gate removes."""
-    import torch
-
-    from autorep_fx.config import ModelConfig
-    from autorep_fx.errors import ConfigError
-    from autorep_fx.inspection import inspect as run
-    from autorep_fx.loading import load_model
-    from autorep_fx.model_specs import example_inputs
-    from autorep_fx.report.site_graph_svg import check_svg, write_site_graph
-
-    if graph is not None:
-        check_svg(graph)
-    torch.manual_seed(0)  # of random weights and of the example
-    built = load_model(ModelConfig(spec=model, checkpoint=checkpoint))
-    try:
-        examples = example_inputs(model, built, input or ())
-    except ConfigError as error:
-        raise typer.BadParameter(str(error), param_hint="--input") from error
-    found = run(built, examples)
-    if graph is not None:
-        write_site_graph(found.graph, graph, title=model)
-    if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
-    else:
-        _console.print(str(found), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -176,4 +176,3 @@ class _Counter:
                 fix="Run onnx.shape_inference, or export with static shapes but for the batch.",
             )
         return self.shapes[name]
-

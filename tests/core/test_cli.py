@@ -154,6 +154,17 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     sys.modules.pop("own_nets", None)
 
 
+def test_inspect_takes_settings(tmp_path: Path) -> None:
+    """Ignored sites are not gateable; what is wrong in the file is said."""
+    settings = tmp_path / "s.yaml"
+    settings.write_text("sites: {relu6: {mode: ignore}}\n")
+    command = ["inspect", "nets:TinyNet", "--input", "1x8x8", "--json", "--config", str(settings)]
+    sites = json.loads(runner.invoke(app, command).output)["sites"]
+    assert [site["name"] for site in sites if site["gateable"]] == ["relu", "relu#2"]
+    settings.write_text("gates: {granularty: channel}\n")
+    assert "granularity" in str(runner.invoke(app, command).exception)
+
+
 @pytest.mark.usefixtures("own_module")
 def test_inspect_of_several_inputs() -> None:
     """One --input per positional argument; a function of one's own has no usual shape."""
