@@ -4,12 +4,14 @@ from __future__ import annotations
 
 __all__ = ["IMAGENET_STATISTICS", "FileBatches", "Files"]
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +114,7 @@ class FileBatches(EpochBatches):
             _Decoder(self.files, (self.seed, epoch) if self.random_crop else None),
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=self.workers,
+            multiprocessing_context=_start_method() if self.workers else None,
             pin_memory=self.device.type == "cuda",
             # Without one, the loader would draw from the global generator.
             generator=generator_of(self.seed, epoch, 2),
@@ -119,6 +122,19 @@ class FileBatches(EpochBatches):
         for images, labels in loader:
             images, labels = (value.to(self.device, non_blocking=True) for value in (images, labels))
             yield normalise(images, *self.files.statistics), labels
+
+
+def _start_method() -> Any:
+    """How worker processes start; None for the platform's way.
+
+    JAX, which a secure run brings into the process, has threads, and a process that is forked beside them may wait for
+    a lock for ever: workers then come from a clean process that has imported this module.
+    """
+    if "jax" not in sys.modules or "forkserver" not in multiprocessing.get_all_start_methods():
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 class _Decoder(Dataset[tuple[torch.Tensor, int]]):

@@ -131,6 +131,16 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
 
 
+def test_workers_beside_jax(tmp_path: Path) -> None:
+    """JAX forbids to fork its process, on pain of a deadlock: workers start otherwise, and give the same data."""
+    jax = pytest.importorskip("jax", reason="comes with the extra 'secure'")
+    jax.numpy.zeros(3).block_until_ready()
+    data = image_files(imagenet(tmp_path), image_size=16, validation=0)
+    none, two = (FileBatches(data.train, 5, seed=3, workers=workers) for workers in (0, 2))
+    for ours, theirs in zip(_epochs(none, 1), _epochs(two, 1), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_crops_differ_between_epochs_and_seeds(tmp_path: Path) -> None:
     """The part of a sample that is taken depends on seed and epoch, and without random_crop on neither."""
     data = image_files(imagenet(tmp_path), image_size=16, validation=0)
