@@ -50,8 +50,10 @@ def _drop(module: fx.GraphModule) -> bool:
     edit = ChannelEdit(module, "autorep_kept")
     for root in list(edit.readers):
         used = None if edit.obstacle(root) else _used(module, edit, root)
-        if used is not None and not bool(used.all()):
-            used[0] |= not bool(used.any())
+        if used is None:
+            continue
+        used[0] |= not bool(used.any())  # one stays, even of one
+        if not bool(used.all()):
             edit.orders[root] = used.nonzero().flatten()
     if not edit.orders:
         return False

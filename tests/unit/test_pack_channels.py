@@ -121,6 +121,20 @@ def test_unused_and_constant_channels_go_with_their_weights() -> None:
     assert shapes == [(4, 6, 6), (4, 6, 6)]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_channels_that_nothing_reads_one_stays(channels: int) -> None:
+    """However many there were."""
+    model = nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.Conv2d(channels, 2, 1))
+    with torch.no_grad():
+        model[2].weight.zero_()
+    x = torch.randn(3, 3, 8, 8).double()
+    gated = gated_at_random(model.double(), x, share=0.0)
+    compiled = autorep_fx.lower(gated)
+    torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
+    shapes = [tuple(n.meta["val"].shape[1:]) for n in compiled.module.graph.nodes if operator_name(n) == "conv2d"]
+    assert shapes == [(1, 6, 6), (2, 6, 6)]
+
+
 def test_channels_with_a_kept_element_are_not_dropped() -> None:
     """The plan counts the comparison, so the graph makes it, although its input is a constant."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
