@@ -17,8 +17,10 @@ __all__ = ["fit_polynomials"]
 
 # Largest |output| with everything replaced over that with everything kept, from which a training finds its way back.
 # Measured in training mode on fits of this kind: 7 for a trained network of 7 sites, 7e3 and 2e7 for untrained
-# ResNet-18 and ResNet-20, which diverged.
-_GROWTH = 100.0
+# ResNet-18 and ResNet-20, which diverged. In eval mode nothing holds the values back, and running statistics follow
+# within some dozens of steps: 1.5e3 for the trained network; NaN or 2e32 for deep ones with norms of two samples, which
+# give 10 to 23 in training mode, and were still infinite in eval mode after a short training.
+_GROWTH, _GROWTH_EVAL = 100.0, 1e6
 
 
 def fit_polynomials(gated: GatedModel, inputs: ExampleInputs, *, given: bool) -> dict[str, str]:
@@ -40,7 +42,9 @@ def fit_polynomials(gated: GatedModel, inputs: ExampleInputs, *, given: bool) ->
     if prefix != "replaced" and not given and gated.method.trains_scores:
         in_place = CalibratePass(inputs, noise=given, room=room, in_place=True)
         in_place(gated.network)
-        if prefix == "kept" or _growth(gated, inputs) <= _GROWTH:
+        if prefix == "kept" or (
+            _growth(gated, inputs, training=True) <= _GROWTH and _growth(gated, inputs, training=False) <= _GROWTH_EVAL
+        ):
             return in_place.fallbacks
     in_order = CalibratePass(inputs, noise=given, room=room)
     in_order(gated.network)
@@ -48,10 +52,10 @@ def fit_polynomials(gated: GatedModel, inputs: ExampleInputs, *, given: bool) ->
 
 
 @torch.no_grad()
-def _growth(gated: GatedModel, inputs: ExampleInputs) -> float:
-    """Largest |output| with everything replaced over that with everything kept, with norms as in training."""
+def _growth(gated: GatedModel, inputs: ExampleInputs, *, training: bool) -> float:
+    """Largest |output| with everything replaced over that with everything kept; infinite where that is not finite."""
     buffers = {name: value.clone() for name, value in gated.named_buffers()}
-    gated.train()
+    gated.train(training)
     try:
         with torch.random.fork_rng(devices=[]):  # dropout
             kept = _largest(inputs.call(gated.network))
