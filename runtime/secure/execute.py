@@ -187,7 +187,7 @@ def _result(value: dict[str, Any], settings: Settings, outputs: tuple[Array, ...
         counters = Counters(steps[0].counters.bytes, steps[0].counters.messages, 0, operations)
         first = steps[0]
         steps[0] = Step(counters, first.seconds, first.compile_seconds, first.comparisons, first.share_bytes)
-    notes = ["all parties on this machine, over loopback with mutual TLS", *value["notes"][:-1]]
+    notes = ["all parties on this machine, over loopback with mutual TLS", *value["notes"]]
     setup = Step.from_json(value["setup"]) if value["setup"] else None
     return SecureRun(
         "execute", settings, int(value["samples"]), outputs, setup, steps, split.program.leaks, value["by_rank"],
