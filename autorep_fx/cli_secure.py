@@ -7,12 +7,23 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from autorep_fx.errors import AutorepError, DataError
+from autorep_fx.cli_secure_options import (
+    FractionOption,
+    InputOption,
+    JsonOption,
+    ModelArgument,
+    ProtocolOption,
+    RingOption,
+    model_file,
+    read_samples,
+)
+from autorep_fx.cli_secure_verify import verify
+from autorep_fx.errors import AutorepError
 
 if TYPE_CHECKING:
     from autorep_fx.runtime.secure.results import SecureRun
@@ -20,14 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["secure_app"]
 
 secure_app = typer.Typer(no_args_is_help=True, help="Run models under secure multi-party computation.")
+secure_app.command()(verify)
 
-ModelArgument = Annotated[Path, typer.Argument(help="An exported model: .onnx, or a folder of a result.")]
-ProtocolOption = Annotated[str, typer.Option(help="cheetah (two parties), aby3 (three), or semi2k (insecure dealer).")]
-RingOption = Annotated[int, typer.Option(help="Bits of the ring: 32, 64 or 128.")]
-FractionOption = Annotated[int, typer.Option(help="Fraction bits; 0 for the engine's own.")]
-InputOption = Annotated[Path, typer.Option("--input", "-i", help="Samples: .npy (N, ...), or .npz with one per input.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs here: .npy or .npz.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result here, as JSON.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per query; all in one if unset.")]
 LogOption = Annotated[Path | None, typer.Option(help="Folder to keep the engine's raw logs in.")]
 DealerOption = Annotated[
@@ -43,7 +49,7 @@ def split(
     """Split a model into a public program, for everyone, and weights, for the server alone."""
     from autorep_fx.runtime.secure.split import split_model
 
-    parts = split_model(_file(model))
+    parts = split_model(model_file(model))
     program, weights = parts.save(out)
     console = Console()
     console.print(f"Public, for every party: {program} (SHA-256 {parts.program.digest})", soft_wrap=True)
@@ -71,10 +77,12 @@ def run(
     """Run a model in the clear, by simulated parties, or by real processes on this machine."""
     from autorep_fx.runtime.secure.protocols import Settings
     from autorep_fx.runtime.secure.run import run_model
+    from autorep_fx.runtime.secure.verify import fitting_settings
 
-    settings = Settings(protocol, ring_bits, fraction_bits)
+    path, samples = model_file(model), read_samples(input)
+    settings = Settings(protocol, ring_bits, fraction_bits) if ring_bits else fitting_settings(path, samples, protocol)
     result = run_model(
-        _file(model), _read(input), settings, mode=mode, batch=batch, timeout=timeout,
+        path, samples, settings, mode=mode, batch=batch, timeout=timeout,
         insecure_dealer=insecure_dealer, log=log,
     )  # fmt: skip
     _write(result, output, as_json)
@@ -126,7 +134,7 @@ def _take_part(
     parties = load_parties(config, rank, key)
     if log is not None:
         divert(output_directory(log) / NATIVE_LOG)
-    queries = None if input is None else queries_of(_read(input), batch)
+    queries = None if input is None else queries_of(read_samples(input), batch)
     member = Party(
         parties, rank, key, weights=weights, queries=queries, insecure_dealer=insecure_dealer, log=log
     )  # fmt: skip
@@ -148,22 +156,6 @@ def certs(
     for path in make_certificates(out, [name.strip() for name in names.split(",") if name.strip()], days=days):
         console.print(f"{path}  sha256: {fingerprint(path)}", highlight=False, soft_wrap=True)
     console.print("Test certificates: the keys are not encrypted. Give each key to its party alone.", soft_wrap=True)
-
-
-def _file(model: Path) -> Path:
-    return model / "model.onnx" if model.is_dir() else model
-
-
-def _read(path: Path) -> list[Any]:
-    import numpy as np
-
-    try:
-        found = np.load(path, allow_pickle=False)
-        return [found[key] for key in found.files] if hasattr(found, "files") else [found]
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path} holds no samples.", received=str(error).splitlines()[0], fix="Pass a .npy or .npz file of numbers."
-        ) from error
 
 
 def _write(result: SecureRun, output: Path | None, as_json: Path | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from autorep_fx.errors import ConfigError, DataError, ProtocolError
 from autorep_fx.files import output_directory
 from autorep_fx.runtime.feeds import Array
+from autorep_fx.runtime.secure.fixed_point import check_headroom, emulate
 from autorep_fx.runtime.secure.plain import run_plain
 from autorep_fx.runtime.secure.prediction import predicted_bytes
 from autorep_fx.runtime.secure.profile import Counters
@@ -49,7 +50,7 @@ def run_model(
         ModelFileError: The file is not valid.
         SecureProgramError: It cannot be split, or has operations without a form.
         DataError: The inputs do not fit.
-        ProtocolError: The protocol's dealer is not secure.
+        ProtocolError: The protocol's dealer is not secure, or numbers do not fit its ring.
         PeerError: A party failed.
     """
     if mode not in MODES:
@@ -58,6 +59,8 @@ def run_model(
         check_dealer(settings, insecure_dealer=insecure_dealer)
     queries = queries_of(inputs, batch)
     split = split_model(path)
+    if mode != "plain":
+        check_headroom(emulate(split, inputs, None).ranges, settings)
     if mode == "plain":
         result = _plain(split, queries)
     elif mode == "simulate":
