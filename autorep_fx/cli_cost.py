@@ -37,8 +37,10 @@ def cost(
     chosen = {name: costs.protocol(name) for name in names}
     loaded = load_model(model)
     batch = batch or fixed_batch(loaded) or 1
-    work = secure_work(loaded, batch)
-    found = [predict(work, name, item) for name, item in chosen.items()]
+    ring = costs.fixed_point.ring_bits
+    found = [
+        predict(secure_work(loaded, batch, protocol=name, ring_bits=ring), name, item) for name, item in chosen.items()
+    ]
     if as_json:
         stated = {"model": str(model), "batch": batch, "profile": costs.name, "network": network}
         rows = [{**item.to_json(), "predicted_link_seconds": item.link_seconds(link)} for item in found]

@@ -1,7 +1,8 @@
 """What a secure engine does at each node of an ONNX graph, in the operations that a protocol is made of.
 
 All numbers of the model are secret, weights and polynomial coefficients too, so a product with one is a product of two
-shared values and its result is truncated. A convolution is a product of matrices over its windows (im2col).
+shared values and its result is truncated. A convolution is a product of matrices over its windows (im2col), or of every
+pixel with all taps, where a protocol is charged less for that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
 from autorep_fx.errors import ConfigError, ModelFileError
 
@@ -69,12 +71,16 @@ _LOCAL = {
 _INTEGERS = {onnx.TensorProto.BOOL, onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
 
-def secure_work(model: onnx.ModelProto, batch: int | None = None) -> list[Work]:
+def secure_work(
+    model: onnx.ModelProto, batch: int | None = None, *, protocol: str = "", ring_bits: int = 64
+) -> list[Work]:
     """The operations of a protocol at every node, for one query.
 
     Args:
         model: A model; the values of its large weights are not needed. Free heights and widths are the example's.
         batch: Samples in the query; by default the model's own fixed batch, or 1.
+        protocol: Name of the protocol, which decides the form of convolutions.
+        ring_bits: Bits of its ring.
 
     Raises:
         ConfigError: The model's batch is fixed to another number.
@@ -94,7 +100,7 @@ def secure_work(model: onnx.ModelProto, batch: int | None = None) -> list[Work]:
     for node in graph.node:
         if node.output and types.get(node.output[0]) in _INTEGERS:
             continue  # shapes and positions are public
-        primitives = _primitives(_Call(node, shapes, weights, batch))
+        primitives = _primitives(_Call(node, shapes, weights, batch, protocol, ring_bits))
         found.append(Work(node.name, node.op_type, tuple(node.input), tuple(node.output), primitives))
     return found
 
@@ -105,6 +111,8 @@ class _Call:
     shapes: Mapping[str, tuple[int, ...]]
     weights: Mapping[str, onnx.TensorProto]
     batch: int
+    protocol: str
+    ring_bits: int
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value for one sample."""
@@ -170,10 +178,14 @@ def _conv(call: _Call) -> tuple[Primitive, ...]:
     groups = int(call.attribute("group", 1))
     channels, *kernel = call.shape(call.node.input[1])
     window = math.prod(kernel)  # channels of a group included
-    pixels = call.result // channels
     weight = call.node.input[1] in call.weights
-    matmul = Primitive("matmul", call.result, pixels * window * groups, channels * window, weight)
-    return matmul, Primitive("truncation", call.result)
+    truncation = Primitive("truncation", call.result)
+    if multiplies_first(call.protocol, call.ring_bits, kernel[1:], call.attribute("strides", ())):
+        pixels = call.elements(call.node.input[0])
+        each = channels * window // groups  # products with an input element, over its channels' number in a group
+        return Primitive("matmul", pixels * each // kernel[0], pixels, channels * window, weight), truncation
+    pixels = call.result // channels
+    return Primitive("matmul", call.result, pixels * window * groups, channels * window, weight), truncation
 
 
 def _matmul(call: _Call) -> tuple[Primitive, ...]:

@@ -76,13 +76,15 @@ class Compiler:
         cached = settings.of.caches_weights
         self.cached = [i for i, p in enumerate(program.parameters) if cached and p.multiplied]
 
-    def parameter_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the parameters, in their layouts."""
+    def parameter_specs(self) -> list[Any]:
+        """Shapes and types of the parameters, in their layouts."""
+        import jax
+
         zeros = {
             name: np.broadcast_to(np.float32(0), [int(size) for size in spec.shape])
             for name, spec in self.program.public.weights.items()
         }
-        return [value.shape for value in self.program.lay_out(zeros)]
+        return [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in self.program.lay_out(zeros)]
 
     def setup(self) -> Executable | None:
         """What runs once per session; None where nothing does.
@@ -92,23 +94,26 @@ class Compiler:
         """
         from spu.experimental import make_cached_var
 
-        shapes = self.parameter_shapes()
+        specs = self.parameter_specs()
         if self.cached:
             names = [weight_name(i) for i in self.cached]
 
             def open_once(*weights: Any) -> tuple[Any, ...]:
                 return tuple(make_cached_var(weight) for weight in weights)
 
-            return self._compile(open_once, [shapes[i] for i in self.cached], names, lambda i: names[i] + "-opened")
-        if self.settings.of.warms_up and shapes:
-            return self._compile(_first_use, [shapes[0]], [weight_name(0)], lambda _: "first-use")
+            return self._compile(open_once, [specs[i] for i in self.cached], names, lambda i: names[i] + "-opened")
+        if self.settings.of.warms_up and specs:
+            return self._compile(_first_use, [specs[0]], [weight_name(0)], lambda _: "first-use")
         return None
 
     def query(self, shapes: Sequence[tuple[int, ...]]) -> Executable:
         """The program for inputs of these shapes; compiled once."""
+        import jax
+
         key = tuple(map(tuple, shapes))
         if key not in self._queries:
-            weights = self.parameter_shapes()
+            weights = self.parameter_specs()
+            given = [jax.ShapeDtypeStruct(shape, np.float32) for shape in key]
             opened = set(self.cached)
             names = [weight_name(i) + ("-opened" if i in opened else "") for i in range(len(weights))]
             names += [input_name(i) for i in range(len(key))]
@@ -117,20 +122,18 @@ class Compiler:
             def query(*values: Any) -> tuple[Any, ...]:
                 return self.program(values[:count], values[count:])
 
-            self._queries[key] = self._compile(query, [*weights, *key], names, output_name)
+            self._queries[key] = self._compile(query, [*weights, *given], names, output_name)
         return self._queries[key]
 
     def _compile(
-        self, function: Callable[..., Any], shapes: Sequence[tuple[int, ...]], inputs: list[str],
+        self, function: Callable[..., Any], abstract: Sequence[Any], inputs: list[str],
         name_output: Callable[[int], str],
     ) -> Executable:  # fmt: skip
-        import jax
         from spu import libspu
         from spu.utils import frontend
 
         start = time.perf_counter()
-        abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-        secret = [libspu.Visibility.VIS_SECRET] * len(shapes)
+        secret = [libspu.Visibility.VIS_SECRET] * len(abstract)
         compiled, _ = frontend.compile(
             frontend.Kind.JAX, function, abstract, {}, inputs, secret,
             lambda flat: [name_output(i) for i in range(len(flat))],

@@ -64,7 +64,7 @@ class _Emulated(JaxProgram):
     """The program with every result brought to the grid of ``fraction_bits``, or as it is, and its reach noted."""
 
     def __init__(self, program: Any, settings: Settings | None) -> None:
-        super().__init__(program)
+        super().__init__(program, settings)
         self._settings = settings
         self.reach: dict[str, Any] = {}
 
@@ -131,7 +131,8 @@ def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *,
     parts: list[tuple[Array, ...]] = []
     largest: dict[str, float] = {}
     with enable_x64():
-        parameters = [encode(value) for value in program.lay_out(split.weights)]
+        laid_out = program.lay_out(split.weights)  # integers are no fixed-point numbers
+        parameters = [encode(value) if value.dtype.kind == "f" else value for value in laid_out]
 
         def run(values: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
             program.reach = {}

@@ -65,7 +65,7 @@ class Party:
         check_dealer(self.settings, insecure_dealer=insecure_dealer)
         self._check_files(weights, queries)
         public = load_program(config.program)
-        self.program = JaxProgram(public)
+        self.program = JaxProgram(public, self.settings)
         self.compiler = Compiler(self.program, self.settings)
         self._weights = None if weights is None else self.program.lay_out(load_weights(weights, public))
         self._queries = None if queries is None else [self.program.feed(*query) for query in queries]
@@ -161,7 +161,9 @@ class Party:
                 )
 
     def _run_setup(self, executable: Executable | None) -> Step:
-        sent = self._share("server", self.compiler.parameter_shapes(), self._weights, weight_name)
+        sent = self._share(
+            "server", [spec.shape for spec in self.compiler.parameter_specs()], self._weights, weight_name
+        )
         if executable is not None:
             self._execute(executable)
         return self._account(executable, sent, compiled=executable is not None)[0]

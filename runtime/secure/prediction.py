@@ -32,7 +32,13 @@ def predicted_bytes(path: Path | str, batches: Sequence[int], settings: Settings
     if settings.protocol not in profile.protocols or settings.ring_bits != profile.fixed_point.ring_bits:
         return None, f"predicted_bytes is null: {profile.name} has no {settings.protocol} of {settings.ring_bits} bits"
     model, costs = load_model(path), profile.protocol(settings.protocol)
-    found = {batch: predict(secure_work(model, batch), settings.protocol, costs) for batch in set(batches)}
+    found = {
+        batch: predict(
+            secure_work(model, batch, protocol=settings.protocol, ring_bits=settings.ring_bits),
+            settings.protocol, costs,
+        )
+        for batch in set(batches)
+    }  # fmt: skip
     first = found[batches[0]]
     if first.bytes is None:
         return None, f"predicted_bytes is null: {profile.name} has no cost of {', '.join(first.unknown)}"

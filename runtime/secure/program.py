@@ -11,6 +11,7 @@ import numpy as np
 from autorep_fx.errors import SecureProgramError
 from autorep_fx.runtime.feeds import Array, InputSpecs
 from autorep_fx.runtime.secure.engine import require_jax
+from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.public import Node, PublicProgram
 
 __all__ = ["JaxProgram", "Parameter", "lay_out"]
@@ -40,6 +41,7 @@ class JaxProgram:
 
     Args:
         program: The program.
+        settings: The protocol that it is for, which decides the form of its convolutions.
 
     Attributes:
         public: The program.
@@ -50,9 +52,9 @@ class JaxProgram:
         SecureProgramError: Operations have no form here; all of them are listed.
     """
 
-    def __init__(self, program: PublicProgram) -> None:
+    def __init__(self, program: PublicProgram, settings: Settings | None = None) -> None:
         require_jax()
-        from autorep_fx.runtime.secure.ops.table import OPERATORS, find_obstacles
+        from autorep_fx.runtime.secure.ops.table import find_obstacles, operator_of
 
         obstacles = find_obstacles(program)
         if obstacles:
@@ -62,8 +64,8 @@ class JaxProgram:
                 obstacles=obstacles,
             )
         self.public = program
-        self._operators = OPERATORS
-        self.parameters = tuple(_parameters(program, OPERATORS))
+        self._operators = {node.name: operator_of(node, settings) for node in program.nodes}
+        self.parameters = tuple(_parameters(program, self._operators))
         self._specs = InputSpecs(
             {name: spec.shape for name, spec in program.inputs.items()},
             {name: np.dtype(np.float32) for name in program.inputs},
@@ -110,7 +112,7 @@ class JaxProgram:
     def _run(self, node: Node, values: dict[str, Any], given: Mapping[str, Any]) -> Any:
         from autorep_fx.runtime.secure.ops.call import Call
 
-        entry = self._operators[node.operator]
+        entry = self._operators[node.name]
         layouts = entry.layouts or {}
 
         def laid_out(index: int) -> Any:
@@ -134,15 +136,16 @@ class JaxProgram:
 
 
 def lay_out(parameters: Sequence[Parameter], weights: Mapping[str, Array], operators: Mapping[str, Any]) -> list[Array]:
-    """Values of ``parameters`` from the server's weights, float32 and contiguous."""
+    """Values from the server's weights, contiguous: float32, or int32 where a layout makes integers."""
     result = []
     for parameter in parameters:
         value: Any = weights[parameter.weight]
         if parameter.layout:
-            layouts = operators[parameter.node.operator].layouts
+            layouts = operators[parameter.node.name].layouts
             [function] = [function for name, function in layouts.values() if name == parameter.layout]
             value = function(value, parameter.node)
-        result.append(np.ascontiguousarray(value, dtype=np.float32))
+        value = np.asarray(value)
+        result.append(np.ascontiguousarray(value, dtype=np.float32 if _is_floating(value) else np.int32))
     return result
 
 
@@ -150,7 +153,7 @@ def _parameters(program: PublicProgram, operators: Mapping[str, Any]) -> list[Pa
     """Each weight in each layout that is read, once."""
     found: dict[str, Parameter] = {}
     for node in program.nodes:
-        layouts = operators[node.operator].layouts or {}
+        layouts = operators[node.name].layouts or {}
         for index, name in enumerate(node.inputs):
             if name not in program.weights:
                 continue

@@ -45,7 +45,7 @@ class SimulatedSession:
     def __init__(self, split: Split, settings: Settings, *, timeout: float = 600.0) -> None:
         require_spu()
         self.settings = settings
-        self.program = JaxProgram(split.program)
+        self.program = JaxProgram(split.program, settings)
         self.compiler = Compiler(self.program, settings)
         self._log, self._sharing = engine_log(), Sharing(settings)
         self._timeout = timeout

@@ -102,8 +102,9 @@ class Sharing:
         self._secret = libspu.Visibility.VIS_SECRET
 
     def make(self, value: Array) -> list[Any]:
-        """One share per rank."""
-        return list(self._io.make_shares(np.ascontiguousarray(value, dtype=np.float32), self._secret))
+        """One share per rank, of fixed-point numbers or of integers."""
+        dtype = np.float32 if value.dtype.kind == "f" else np.int32
+        return list(self._io.make_shares(np.ascontiguousarray(value, dtype=dtype), self._secret))
 
     def open(self, shares: Sequence[Any]) -> Array:
         """The array of the shares of all ranks."""

@@ -86,6 +86,31 @@ def test_weights_are_opened_once_a_session(tmp_path: Path) -> None:
     assert steps[0].compile_seconds > 0 and steps[1].compile_seconds == 0
 
 
+@pytest.mark.parametrize(
+    ("attributes", "channels", "sizes"),
+    [
+        ({"pads": [1, 1, 1, 1]}, (3, 4), (6, 5)),
+        ({"pads": [1, 1, 1, 1], "strides": [2, 2]}, (3, 4), (7, 6)),
+        ({"pads": [0, 2, 1, 0], "dilations": [2, 1], "group": 2}, (4, 6), (8, 7)),
+        ({"pads": [1, 1, 1, 1], "group": 4}, (4, 4), (5, 5)),
+    ],
+)
+def test_convolutions_are_multiplied_first(
+    attributes: dict[str, object], channels: tuple[int, int], sizes: tuple[int, int], tmp_path: Path
+) -> None:
+    """Of any padding, stride, dilation and groups: equal to onnxruntime, with the bytes that are predicted."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((channels[1], channels[0] // int(str(attributes.get("group", 1))), 3, 3))
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3], **attributes)
+    tensors = {"w": weight.astype(np.float32), "b": rng.standard_normal(channels[1]).astype(np.float32)}
+    inputs, outputs = {"x": ("float32", ["batch", channels[0], *sizes])}, {"y": ("float32", ["batch", channels[1], "h", "w"])}
+    path = save(tmp_path / "m.onnx", [node], inputs, outputs, tensors)
+    x = rng.standard_normal((2, channels[0], *sizes)).astype(np.float32)
+    run = run_model(path, [x], Settings("semi2k"), timeout=60)
+    assert run.max_error is not None and run.max_error < 2e-4
+    assert run.predicted_bytes == run.to_json()["measured_bytes"]
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_compiled_program_has_no_loop(batch: int, model: Path) -> None:
     program = JaxProgram(split_model(model).program)
@@ -105,7 +130,7 @@ def test_a_compiled_loop_is_refused(model: Path) -> None:
         return jax.lax.fori_loop(0, 3, lambda i, v: v * v, x)
 
     with pytest.raises(SecureProgramError, match="has a loop"):
-        compiler._compile(scatter, [(4,)], ["x"], lambda i: "y")
+        compiler._compile(scatter, [jax.ShapeDtypeStruct((4,), np.float32)], ["x"], lambda i: "y")
 
 
 def test_counting_reads_shapes_of_what_is_secret() -> None:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping
 from autorep_fx.runtime.secure.ops.call import Operator
-from autorep_fx.runtime.secure.public import PublicProgram
+from autorep_fx.runtime.secure.ops.shifted import SHIFTED_CONV
+from autorep_fx.runtime.secure.protocols import Settings
+from autorep_fx.runtime.secure.public import Node, PublicProgram
 
-__all__ = ["OPERATORS", "find_obstacles"]
+__all__ = ["OPERATORS", "find_obstacles", "operator_of"]
 
 OPERATORS: Mapping[str, Operator] = {
     **elementwise.OPERATORS, **indexing.OPERATORS, **linear.OPERATORS, **pooling.OPERATORS, **shaping.OPERATORS,
 }  # fmt: skip
+
+
+def operator_of(node: Node, settings: Settings | None) -> Operator:
+    """The form of an operation that the protocol is charged least for; None for settings is the usual one."""
+    if settings is not None and node.operator == "Conv":
+        kernel, strides = (node.attributes.get(name, ()) for name in ("kernel_shape", "strides"))
+        if kernel and multiplies_first(settings.protocol, settings.ring_bits, kernel, strides):
+            return SHIFTED_CONV
+    return OPERATORS[node.operator]
 
 
 def find_obstacles(program: PublicProgram) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,13 +69,18 @@ class Windows:
 
     def slices(self, padded: Value) -> Iterator[Value]:
         """Per tap, in row-major order, its element of every window: ``(N, C, *counts)``."""
-        for taps in itertools.product(*(range(size) for size in self.kernel)):
-            start = [tap * step for tap, step in zip(taps, self.dilations, strict=True)]
-            stop = [
-                first + (count - 1) * stride + 1
-                for first, count, stride in zip(start, self.counts, self.strides, strict=True)
-            ]
-            yield lax.slice(padded, (0, 0, *start), (*padded.shape[:2], *stop), (1, 1, *self.strides))
+        return (self.tap(padded, index) for index in range(math.prod(self.kernel)))
+
+    def tap(self, padded: Value, index: int) -> Value:
+        """Of every window the element at tap ``index``, in row-major order."""
+        start = [
+            int(tap) * step for tap, step in zip(np.unravel_index(index, self.kernel), self.dilations, strict=True)
+        ]
+        stop = [
+            first + (count - 1) * stride + 1
+            for first, count, stride in zip(start, self.counts, self.strides, strict=True)
+        ]
+        return lax.slice(padded, (0, 0, *start), (*padded.shape[:2], *stop), (1, 1, *self.strides))
 
     def inside(self, sizes: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """How many taps of each window are no padding, ``(1, 1, *counts)``."""
