@@ -19,7 +19,7 @@ from autorep_fx.errors import DataError
 from autorep_fx.gates.norm_gate import norm_then_gate
 from autorep_fx.passes.graphs import is_call
 from autorep_fx.passes.inputs import batch_size
-from autorep_fx.passes.sizes import FreeSize, check_batch, check_sizes
+from autorep_fx.passes.sizes import FreeSize, check_batch, check_sizes, check_values
 
 __all__ = ["CapturedModule", "NormRecord", "cumulative_batch_norm"]
 
@@ -81,11 +81,13 @@ class CapturedModule(fx.GraphModule):
         training_differences: What it does otherwise than that module in training, as far as it was found out.
         sizes: Heights and widths of its inputs that are free.
         fixed_batch: The only batch that it takes; None for any.
+        fixed_values: Position among the leaves of its inputs, and value, of what is no tensor.
     """
 
     training_differences: tuple[str, ...] = ()
     sizes: tuple[FreeSize, ...] = ()
     fixed_batch: int | None = None
+    fixed_values: tuple[tuple[int, Any], ...] = ()
 
     def train(self, mode: bool = True) -> CapturedModule:
         """Set training mode, also in the calls that carry it as an argument."""
@@ -101,9 +103,11 @@ class CapturedModule(fx.GraphModule):
         """Run the graph; in training, advance the counters of the norms first, as ``nn.BatchNorm`` does.
 
         Raises:
-            DataError: The inputs have a height, width or batch that the graph does not hold for.
+            DataError: The inputs have a height, width, batch, number or flag that the graph does not hold for.
         """
         if not torch.compiler.is_compiling():
+            if self.fixed_values:
+                check_values(self.fixed_values, (args, kwargs))
             if self.sizes:
                 check_sizes(self.sizes, (args, kwargs))
             if self.fixed_batch is not None:
@@ -129,7 +133,7 @@ class CapturedModule(fx.GraphModule):
         assert isinstance(result, CapturedModule)
         result.training = self.training
         result.training_differences = self.training_differences
-        result.sizes, result.fixed_batch = self.sizes, self.fixed_batch
+        result.sizes, result.fixed_batch, result.fixed_values = self.sizes, self.fixed_batch, self.fixed_values
         return result
 
 

@@ -91,6 +91,8 @@ def _used(module: fx.GraphModule, edit: ChannelEdit, root: int) -> Tensor | None
     used = torch.zeros(edit.length(root), dtype=torch.bool)
     for node in edit.readers[root]:
         linear = is_linear(module, node)
+        if SITE_KEY in node.meta and node not in edit.gates:
+            return None  # comparisons that no gate removes are in the plan
         if not linear and node not in edit.gates and operator_name(node) not in _ANY_NUMBER:
             return None
         if isinstance(edit.gates.get(node), GatedPool):

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.cost.dependence import operator_name
 from autorep_fx.passes.batch_statistics import batch_statistics
+from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.graphs import FREE_AXES
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.source import location
@@ -31,12 +32,13 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
     3. Samples that influence one another: the first gives another output alone than among others. With a fixed batch
        that cannot be tried.
     4. With free heights and widths: adaptive pooling to more than one value, whose windows ONNX cannot compute.
+    5. Complex numbers, and averages with a divisor of their own: ONNX has neither.
 
     Args:
         module: A captured, canonical or lowered module in eval mode.
         inputs: Samples.
     """
-    found = [*batch_statistics(module), *_adaptive_pools(module)]
+    found = [*batch_statistics(module), *_adaptive_pools(module), *_without_form(module)]
     several = inputs.resized(max(3, inputs.size))
     outputs = several.call(module)
     leaves = pytree.tree_flatten_with_path(outputs)[0]
@@ -66,6 +68,17 @@ def _adaptive_pools(module: fx.GraphModule) -> list[str]:
                     f"{name} ({where}) to {sides} has windows that depend on the height and width, "
                     "which ONNX cannot compute: pool to one value, or leave capture: {dynamic_size} off"
                 )
+    return found
+
+
+def _without_form(module: fx.GraphModule) -> list[str]:
+    found = []
+    for node in module.graph.nodes:
+        where, value = location(node) or node.name, node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_complex() and node.op == "call_function":
+            found.append(f"{operator_name(node)} ({where}) makes complex numbers")
+        elif operator_name(node) in ("avg_pool2d", "avg_pool3d") and argument(node, 6, "divisor_override"):
+            found.append(f"{operator_name(node)} ({where}) has a divisor_override: multiply its result instead")
     return found
 
 

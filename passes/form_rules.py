@@ -86,6 +86,8 @@ def carries(node: fx.Node) -> bool:
         return argument(node, 2, "train") is False
     if isinstance(node.meta.get("val"), (tuple, list)):  # values and their indices
         return False
+    if name in _AVERAGES and argument(node, 6, "divisor_override"):  # a sum over the window, shifts included
+        return False
     return name in _AVERAGES | _PLAIN | _VIEWS | _MONOTONE | _INTERPOLATIONS | {"mean", "slice"}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autorep_fx.config import CaptureConfig
@@ -227,8 +227,16 @@ class ExampleInputs:
         return self.to(device=held[0].device) if held else self
 
     def call(self, module: Callable[..., Any]) -> Any:
-        """Call ``module`` with these arguments."""
+        """Call ``module`` with these arguments, or with copies where it may write into them."""
+        if isinstance(module, nn.Module) and not isinstance(module, fx.GraphModule):
+            own = self.map_all(torch.Tensor.clone)
+            return module(*own.args, **own.kwargs)
         return module(*self.args, **self.kwargs)
+
+    def map_all(self, function: Callable[[Tensor], Tensor]) -> ExampleInputs:
+        """Apply ``function`` to every tensor."""
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), function)
+        return replace(self, args=args, kwargs=kwargs)
 
     def try_on(self, model: Callable[..., Any]) -> Any:
         """Run a model as it is, so that a wrong example is told from a model that cannot be captured.

@@ -240,6 +240,24 @@ def check_sizes(sizes: Sequence[FreeSize], arguments: Any) -> None:
             )
 
 
+def check_values(fixed: Sequence[tuple[int, Any]], inputs: Any) -> None:
+    """Check that what is no tensor among the inputs is what the graph was captured with.
+
+    Raises:
+        DataError: It is something else.
+    """
+    leaves = pytree.tree_leaves(inputs)
+    other = [(place, value) for place, value in fixed if place >= len(leaves) or leaves[place] != value]
+    if other:
+        raise DataError(
+            "Inputs that are no tensors were captured with the values of the example, and hold for these alone.",
+            received=", ".join(
+                f"input {i}: {leaves[i] if i < len(leaves) else 'nothing'!r}, not {v!r}" for i, v in other
+            ),
+            fix="Pass the values of the example, or capture again with others.",
+        )
+
+
 def check_batch(batch: int, arguments: Any) -> None:
     """Check that inputs have the batch that the graph was captured with.
 

@@ -30,6 +30,7 @@ _ALIASES = {
     "less": "lt",
     "less_equal": "le",
     "not_equal": "ne",
+    "max_pool1d_with_indices": "max_pool1d",
     "max_pool2d_with_indices": "max_pool2d",
     "max_pool3d_with_indices": "max_pool3d",
     "sgn": "sign",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import onnx
 
 from autorep_fx.cost.nominal import batch_axis, evaluate_text, per_sample
+from autorep_fx.errors import ModelFileError
 
 __all__ = ["BATCH_KEY", "SIZES_KEY", "fixed_batch", "infer_sample_shapes"]
 
@@ -32,10 +33,14 @@ def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes
     Returns:
         The graph with inferred shapes, and value name → shape for one sample: 1 in place of every free axis, a fixed
         batch divided out. Values of unknown shape are left out.
+
+    Raises:
+        ModelFileError: An axis other than the first of an input is free: what it costs is not known.
     """
     sizes = json.loads(_metadata(model).get(SIZES_KEY, "{}"))
     if sizes:
         model = _at_sizes(model, {name: int(size["example"]) for name, size in sizes.items()})
+    _check_inputs(model.graph)
     graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     batch = fixed_batch(model)
     shapes: Shapes = {}
@@ -44,6 +49,23 @@ def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes
             stated = per_sample([_size(dimension) for dimension in info.type.tensor_type.shape.dim])
             shapes[info.name] = stated if batch is None else _of_one(stated, batch)
     return graph, shapes | {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+
+
+def _check_inputs(graph: onnx.GraphProto) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    free = [
+        f"{info.name}, axis {axis} ({dimension.dim_param or 'unknown'})"
+        for info in graph.input if info.name not in weights
+        for axis, dimension in enumerate(info.type.tensor_type.shape.dim)
+        if axis and not dimension.HasField("dim_value")
+    ]  # fmt: skip
+    if free:
+        raise ModelFileError(
+            "Axes of the inputs beside the batch are free, so that nothing can be counted for one sample.",
+            received="; ".join(free),
+            fix="Export with static shapes but for the first axis, or set them with "
+            "python -m onnxruntime.tools.make_dynamic_shape_fixed.",
+        )
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

@@ -66,8 +66,8 @@ def export_onnx(
     if obstacles:
         raise UnsupportedModelError(
             obstacles,
-            fix="Return tensors whose first axis is the batch, and compute each sample by itself (norms with running "
-            "statistics, track_running_stats=True).",
+            fix="Mend what is listed. Outputs are tensors whose first axis is the batch, and each sample is computed "
+            "by itself (norms with running statistics, track_running_stats=True).",
         )
     wanted = getattr(torch, dtype)
     tensors = (*module.parameters(), *module.buffers())
@@ -126,7 +126,10 @@ def _on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:
     """A copy in eval mode on the CPU and in ``dtype``, with the same tensors where they are so already."""
     tensors = (*module.parameters(), *module.buffers())
     there = all(t.device.type == "cpu" and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
-    return (shared_copy if there else copy.deepcopy)(module).to("cpu", dtype).eval()
+    result = (shared_copy if there else copy.deepcopy)(module).cpu()
+    # Module.to(dtype) would take the imaginary part of complex weights away.
+    result._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return result.eval()
 
 
 def _references(

@@ -103,7 +103,10 @@ def test_convolutions_are_multiplied_first(
     weight = rng.standard_normal((channels[1], channels[0] // int(str(attributes.get("group", 1))), 3, 3))
     node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", kernel_shape=[3, 3], **attributes)
     tensors = {"w": weight.astype(np.float32), "b": rng.standard_normal(channels[1]).astype(np.float32)}
-    inputs, outputs = {"x": ("float32", ["batch", channels[0], *sizes])}, {"y": ("float32", ["batch", channels[1], "h", "w"])}
+    inputs, outputs = (
+        {"x": ("float32", ["batch", channels[0], *sizes])},
+        {"y": ("float32", ["batch", channels[1], "h", "w"])},
+    )
     path = save(tmp_path / "m.onnx", [node], inputs, outputs, tensors)
     x = rng.standard_normal((2, channels[0], *sizes)).astype(np.float32)
     run = run_model(path, [x], Settings("semi2k"), timeout=60)
