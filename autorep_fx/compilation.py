@@ -150,15 +150,20 @@ def _check_exportable(gated: GatedModel) -> None:
     Raises:
         UnsupportedModelError: With every obstacle.
     """
-    obstacles = export_obstacles(gated.network, gated.example) if gated.config.outputs.onnx else []
+    obstacles = _obstacles(gated)
     if obstacles:
         raise UnsupportedModelError(
             obstacles, fix="Change the model; or set outputs: {onnx: false}, and use the compiled module in torch."
         )
 
 
+def _obstacles(gated: GatedModel) -> list[str]:
+    return export_obstacles(gated.network, gated.example) if gated.config.outputs.onnx else []
+
+
 def _without_training(request: Request, gated: GatedModel) -> Compiled:
     inputs = request.inputs
+    obstacles = [f"it cannot be exported to ONNX: {text}" for text in _obstacles(gated)]
     with torch.no_grad():  # of a copy, which is gone afterwards, and its weights with it
         theirs = pytree.tree_leaves(inputs.to(device="cpu").call(request.original().cpu()))
     calibrate(gated, inputs, seed=request.seed)
@@ -168,6 +173,7 @@ def _without_training(request: Request, gated: GatedModel) -> Compiled:
     )
     project(gated)
     compiled = lower(gated, title=type(request.model).__name__, consume=True)
+    compiled = replace(compiled, warnings=(*compiled.warnings, *obstacles))
     with torch.no_grad():
         ours = pytree.tree_leaves(inputs.to(device="cpu").call(compiled.module))
     return _with_distance(compiled, ours, theirs)

@@ -91,7 +91,7 @@ def check_canonical(module: fx.GraphModule) -> None:
 
 
 def largest_difference(one: Any, other: Any) -> float:
-    """Largest absolute difference between two nested outputs, relative to the largest value of ``other``.
+    """Largest absolute difference between two nested outputs, relative to the largest value of ``other`` if it has any.
 
     NaN where either is NaN; infinity where their structures or shapes differ.
     """
@@ -107,7 +107,7 @@ def largest_difference(one: Any, other: Any) -> float:
             return float("inf")
         if a.numel():
             a, b = a.detach().double(), b.detach().double()
-            difference = float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30)
+            difference = float((a - b).abs().max()) / (float(b.abs().max()) or 1.0)
             worst = difference if difference != difference else max(worst, difference)
     return worst
 

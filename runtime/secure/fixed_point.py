@@ -189,7 +189,7 @@ def choose_settings(ranges: Sequence[NodeRange], protocol: str, *, bits: float =
             settings = Settings(protocol, ring, fraction)
             if all(item.headroom(settings) >= bits for item in ranges):
                 return settings
-    worst = max(ranges, key=lambda item: item.largest * (1 + item.product))
+    worst = min(ranges, key=lambda item: item.headroom(settings))
     raise ProtocolError(
         "No ring of the engine is large enough.", received=f"{worst.name} reaches {worst.largest:.3g}",
         fix="Fit the polynomials with a range penalty, or use degree 1 at the sites before it.",

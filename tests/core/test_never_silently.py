@@ -144,6 +144,13 @@ def test_a_traced_module_with_a_dict_of_outputs() -> None:
     torch.testing.assert_close(compiled(V)["out"][0], model(V)["out"][0])
 
 
+def test_what_cannot_be_exported_is_a_warning_of_the_result() -> None:
+    """Of a model that is compiled in Python alone, too."""
+    model = Call(lambda m, x: F.relu(m.linear(x)) - x.mean(0), linear=nn.Linear(8, 8)).eval()
+    [warning] = autorep_fx.transform(model, "100%", example_inputs=V).warnings
+    assert warning.startswith("it cannot be exported to ONNX: outputs of one sample depend on the other samples")
+
+
 def test_labels_and_masks_may_be_constant(tmp_path: Path) -> None:
     """On noise one class may always win; a network whose every number is constant is still refused."""
 
