@@ -58,11 +58,7 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
         return from_exported(model, inputs)
     if not isinstance(model, nn.Module):
         raise ConfigError("The model is no torch.nn.Module.", received=type(model).__name__, fix="Pass the model.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModelError(
-            ["a scripted or traced module has no Python code to capture"],
-            fix="Pass the nn.Module that it was made from.",
-        )
+    _check_scripted(model)
     _check_names(model)
     original = _copy(model).train()
     owners = dict(original.named_modules(remove_duplicate=False))
@@ -101,6 +97,21 @@ def _check_free(model: CapturedModule, inputs: ExampleInputs) -> None:
         )
 
 
+def _check_scripted(model: nn.Module) -> None:
+    """Refuse modules without Python code.
+
+    Raises:
+        UnsupportedModelError: With every such module.
+    """
+    found = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    outermost = [name for name in found if not any(name.startswith(f"{o}." if o else "") for o in found if o != name)]
+    if outermost:
+        raise UnsupportedModelError(
+            [f"{name or 'the model'}: a scripted or traced module has no Python code to capture" for name in outermost],
+            fix="Pass the nn.Module that it was made from.",
+        )
+
+
 def _check_names(model: nn.Module) -> None:
     """Refuse names that the captured module needs for itself.
 
@@ -122,7 +133,8 @@ def _copy(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise UnsupportedModelError(
             [f"The model cannot be copied: {type(error).__name__}: {error}"],
-            fix="Remove what does not copy (open files, locks, non-leaf tensors) from the model's attributes.",
+            fix="Remove what does not copy (open files, locks, non-leaf tensors) from the model's attributes; weights "
+            "of torch.nn.utils.weight_norm by torch.nn.utils.remove_weight_norm.",
         ) from error
 
 
@@ -169,9 +181,13 @@ def export_program(model: nn.Module, inputs: ExampleInputs) -> torch.export.Expo
         logger.debug("torch.export failed", exc_info=True)
         fixed = _FIXED.findall(str(error))
         obstacles = [f"its code fixes axis {axis} of {name} to {size}" for name, axis, size in fixed]
-        raise UnsupportedModelError(
-            obstacles or [f"torch.export cannot capture it: {_reason(error)}"], fix=_fix(inputs)
-        ) from error
+        obstacles = obstacles or [f"torch.export cannot capture it: {_reason(error)}"]
+        # Capture stops at the first obstacle; these are known to be others.
+        obstacles += [
+            f"{name} ({type(module).__name__}) compares inside itself, out of reach"
+            for name, module in model.named_modules() if isinstance(module, nn.RNNBase)
+        ]  # fmt: skip
+        raise UnsupportedModelError(obstacles, fix=_fix(inputs)) from error
 
 
 def _fix(inputs: ExampleInputs) -> str:

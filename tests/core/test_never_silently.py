@@ -151,6 +151,23 @@ def test_what_cannot_be_exported_is_a_warning_of_the_result() -> None:
     assert warning.startswith("it cannot be exported to ONNX: outputs of one sample depend on the other samples")
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_scripted_parts_and_layers_behind_a_branch_are_listed() -> None:
+    """Each by its name, although capture stops at the first obstacle."""
+    part = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    with pytest.raises(UnsupportedModelError, match="part: a scripted or traced module") as caught:
+        autorep_fx.inspect(Call(lambda m, x: m.part(x), part=part), V)
+    assert "1 obstacle." in str(caught.value)
+
+    def branching(m: Any, x: Tensor) -> Tensor:
+        y = m.linear(x)
+        return F.relu(y) if y.sum() > 0 else m.recurrent(y[:, None])[0]
+
+    model = Call(branching, linear=nn.Linear(8, 8), recurrent=nn.GRU(8, 8, batch_first=True)).eval()
+    with pytest.raises(UnsupportedModelError, match=r"2 obstacles[\s\S]*branches on[\s\S]*recurrent \(GRU\) compares"):
+        autorep_fx.inspect(model, V)
+
+
 def test_labels_and_masks_may_be_constant(tmp_path: Path) -> None:
     """On noise one class may always win; a network whose every number is constant is still refused."""
 
