@@ -120,6 +120,7 @@ class ChannelEdit:
         if gate.kept.shape[gate.site.channel_axis] > 1:
             gate.kept = gate.kept.index_select(gate.site.channel_axis, order)
         gate.raw_coefficients = nn.Parameter(gate.raw_coefficients.detach()[:, order])
+        gate.fitted, gate.mean, gate.std = gate.fitted[:, order], gate.mean[order], gate.std[order]
         if gate.parameter is not None and gate.parameter.numel() > 1:
             gate.parameter = gate.parameter[order]
             self._replace(node, 1, 0, order)
