@@ -91,8 +91,10 @@ class FunctionalizePass(Pass):
                 continue
             for replacement in _rewrite(module, node, written, order):
                 order[replacement] = order[node]
-                base[replacement] = replacement
-                members[replacement] = [replacement]
+                source = replacement.args[0]
+                root = base[source] if replacement.target in _SCATTERS and isinstance(source, fx.Node) else replacement
+                base[replacement] = root
+                members.setdefault(root, []).append(replacement)
             dead.append(node)
         if obstacles:
             raise UnsupportedModelError(obstacles, fix="Write these calls out of place, such as x = x + y.")
@@ -157,13 +159,33 @@ def _rewrite(module: fx.GraphModule, node: fx.Node, written: fx.Node, order: dic
         if _promotes(node, written):  # in place, the result keeps the dtype of what is written to
             replacement = module.graph.call_function(aten.to.dtype, (replacement, written.meta["val"].dtype))
             replacement.meta = dict(node.meta)
-    node.replace_all_uses_with(replacement)
     new = [replacement]
     for part, whole in zip([written, *_sliced_from(written)], _sliced_from(written), strict=False):
         with module.graph.inserting_before(node):
             scatter = _SCATTERS[part.target]  # type: ignore[index]
             new.append(module.graph.call_function(scatter, (whole, new[-1], *part.args[1:]), part.kwargs))
         new[-1].meta = {**node.meta, "val": whole.meta["val"]}
-    for value, fresh in zip([written, *_sliced_from(written)], new, strict=True):
-        value.replace_all_uses_with(fresh, delete_user_cb=lambda user: order.get(user, -1) > order[node])
-    return new
+    views = _viewed_again(module, node, written, new[-1], order)
+    fresh = [views[-1] if views else replacement, *new[1:]]
+    node.replace_all_uses_with(fresh[0])
+    for value, other in zip([written, *_sliced_from(written)], fresh, strict=True):
+        value.replace_all_uses_with(other, delete_user_cb=lambda user: order.get(user, -1) > order[node])
+    return [*new, *views]
+
+
+def _viewed_again(
+    module: fx.GraphModule, node: fx.Node, written: fx.Node, whole: fx.Node, order: dict[fx.Node, int]
+) -> list[fx.Node]:
+    """The same part of the whole as it is now, if a later call writes to it once more; the last is the part itself."""
+    parts = [written, *_sliced_from(written)][:-1]
+    later = [*node.users, *(user for user in written.users if order.get(user, -1) > order[node])]
+    if not any(mutates(user) and user.args[0] in (node, written) for user in later):
+        return []
+    views: list[fx.Node] = []
+    with module.graph.inserting_before(node):
+        for part in reversed(parts):
+            assert callable(part.target)
+            view = module.graph.call_function(part.target, (whole, *part.args[1:]), part.kwargs)
+            view.meta, whole = dict(part.meta), view
+            views.append(view)
+    return views

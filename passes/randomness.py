@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from autorep_fx.cost.dependence import operator_name
+from autorep_fx.cost.nominal import UNCOUNTABLE
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.source import location
 
@@ -33,6 +34,8 @@ def random_operations(module: fx.GraphModule) -> list[str]:
         if torch.Tag.nondeterministic_seeded not in target.tags:
             continue
         name = operator_name(node)
+        if name in UNCOUNTABLE:  # recurrent layers, which have dropout inside, are refused for another reason
+            continue
         if name in _QUIET:
             index, keyword, quiet = _QUIET[name]
             if argument(node, index, keyword, quiet) in (quiet, None) or argument(node, 1, "p", None) == 0.0:

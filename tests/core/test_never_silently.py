@@ -168,6 +168,29 @@ def test_scripted_parts_and_layers_behind_a_branch_are_listed() -> None:
         autorep_fx.inspect(model, V)
 
 
+def _twice(m: Any, x: Tensor) -> Tensor:
+    y = m.linear(x)
+    y[:, 2:].mul_(2).sigmoid_()
+    return y
+
+
+def _twice_by_name(m: Any, x: Tensor) -> Tensor:
+    y = m.linear(x)
+    part = y[:, 2:][:, 1:4]
+    part += 1
+    part.tanh_()
+    return torch.cat([y, part], 1)
+
+
+@pytest.mark.parametrize("function", [_twice, _twice_by_name])
+def test_every_write_to_a_slice_reaches_the_whole(function: Any) -> None:
+    """The second as well as the first."""
+    model = Call(function, linear=nn.Linear(8, 8)).eval()
+    compiled = autorep_fx.transform(model, "100%", example_inputs=V)
+    torch.testing.assert_close(compiled(V), model(V), rtol=0, atol=1e-6)
+    assert len(compiled.sites) == 1
+
+
 def test_labels_and_masks_may_be_constant(tmp_path: Path) -> None:
     """On noise one class may always win; a network whose every number is constant is still refused."""
 

@@ -160,7 +160,7 @@ def test_pre_activation_networks_have_no_norm_left() -> None:
         torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("c2", "products"), [(1e-3, 1), (1e-5, 2)])
+@pytest.mark.parametrize(("c2", "products"), [(2e-3, 1), (1e-5, 2)])
 def test_an_ill_conditioned_square_is_not_completed(c2: float, products: int) -> None:
     """With the vertex far away the polynomial is z·(z + g), with one nearly linear it stays c0 + z·(c1 + c2·z).
 
