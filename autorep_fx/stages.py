@@ -27,6 +27,7 @@ from autorep_fx.passes.fingerprint import fingerprint
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
+from autorep_fx.passes.randomness import random_operations
 from autorep_fx.passes.site_settings import SiteSettingsPass
 from autorep_fx.passes.sizes import at_sizes, other_sizes, shape_notes
 from autorep_fx.passes.stages import check_canonical, check_captured, check_equal, tolerance_of
@@ -80,9 +81,16 @@ def _check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleI
     """Compare a captured module with the model, at other sizes too where these are to be free.
 
     Raises:
-        UnsupportedModelError: The model takes no other sizes than the example's.
+        UnsupportedModelError: The model draws random numbers, or takes no other sizes than the example's.
         InvariantError: The two differ.
     """
+    random = random_operations(captured)
+    if random:
+        raise UnsupportedModelError(
+            random,
+            fix="Draw random numbers only where self.training is set, as nn.Dropout does, or pass them as inputs; or "
+            "set verification: structure, which compares no outputs.",
+        )
     for values in other_sizes(captured.sizes):
         try:
             at_sizes(inputs, captured.sizes, values).try_on(model)

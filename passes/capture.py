@@ -24,7 +24,6 @@ from autorep_fx.passes.exported import from_exported, is_exported, settle_shapes
 from autorep_fx.passes.flatten import flat_module
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.norm_records import record_modes
-from autorep_fx.passes.randomness import random_operations
 from autorep_fx.passes.source import is_library
 
 __all__ = ["capture_graph", "export_program"]
@@ -70,12 +69,6 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
     module = flat_module(traced)
     leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
     module.fixed_values = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor))
-    random = random_operations(module)
-    if random:
-        raise UnsupportedModelError(
-            random,
-            fix="Draw random numbers only where self.training is set, as nn.Dropout does, or pass them as inputs.",
-        )
     settle_shapes(module, inputs)
     record_modes(module, owners, frozen)
     return module
