@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import fx, nn
@@ -16,7 +18,7 @@ from nets import TinyNet, batches, trained_norms
 
 
 def _one_percent_off(module: fx.GraphModule) -> None:
-    """Make the outputs wrong, as hopeless rounding would."""
+    """Make the outputs wrong."""
     [output] = [node for node in module.graph.nodes if node.op == "output"]
     [value] = output.all_input_nodes
     with module.graph.inserting_before(output):
@@ -26,12 +28,24 @@ def _one_percent_off(module: fx.GraphModule) -> None:
     module.recompile()
 
 
-def _inexact(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def _rounded(module: fx.GraphModule) -> None:
+    """Add a large number to the outputs and take it away: exact in float64, 0.004 off in float32."""
+    [output] = [node for node in module.graph.nodes if node.op == "output"]
+    [value] = output.all_input_nodes
+    with module.graph.inserting_before(output):
+        far = module.graph.call_function(torch.ops.aten.add.Tensor, (value, 1e5))
+        near = module.graph.call_function(torch.ops.aten.sub.Tensor, (far, 1e5))
+    far.meta, near.meta = dict(value.meta), dict(value.meta)
+    output.replace_input_with(value, near)
+    module.recompile()
+
+
+def _inexact(kind: type, monkeypatch: pytest.MonkeyPatch, fault: Callable[[fx.GraphModule], None]) -> None:
     original = kind.call
 
     def call(self: object, module: fx.GraphModule) -> PassResult:
         result = original(self, module)
-        _one_percent_off(module)
+        fault(module)
         return result
 
     monkeypatch.setattr(kind, "call", call)
@@ -47,7 +61,7 @@ def test_the_model_is_lowered_without_what_rounds_too_far(monkeypatch: pytest.Mo
     model, x = _model()
     plain = autorep_fx.transform(model, "10%", example_inputs=x)
     assert not any("lowered without" in text for text in plain.lowering_notes)
-    _inexact(AbsorbAffinePass, monkeypatch)
+    _inexact(AbsorbAffinePass, monkeypatch, _rounded)
     found = autorep_fx.transform(model, "10%", example_inputs=x)
     assert any("lowered without absorb_affine," in text for text in found.lowering_notes)
     assert found.comparisons == plain.comparisons
@@ -55,10 +69,18 @@ def test_the_model_is_lowered_without_what_rounds_too_far(monkeypatch: pytest.Mo
         torch.testing.assert_close(found.module(x), plain.module(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_pass_that_is_wrong_is_no_matter_of_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other form hides that: it is an error."""
+    model, x = _model()
+    _inexact(AbsorbAffinePass, monkeypatch, _one_percent_off)
+    with pytest.raises(InvariantError, match="After stage 'lower'"):
+        autorep_fx.transform(model, "10%", example_inputs=x)
+
+
 def test_a_pass_that_is_always_needed_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays wrong is an error, as before."""
     model, x = _model()
-    _inexact(FoldBatchnormPass, monkeypatch)
+    _inexact(FoldBatchnormPass, monkeypatch, _one_percent_off)
     with pytest.raises(InvariantError, match="After stage 'lower'"):
         autorep_fx.transform(model, "10%", example_inputs=x)
 
