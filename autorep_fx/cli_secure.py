@@ -77,10 +77,14 @@ def run(
     """Run a model in the clear, by simulated parties, or by real processes on this machine."""
     from autorep_fx.runtime.secure.protocols import Settings
     from autorep_fx.runtime.secure.run import run_model
+    from autorep_fx.runtime.secure.split import split_model
     from autorep_fx.runtime.secure.verify import fitting_settings
 
     path, samples = model_file(model), read_samples(input)
-    settings = Settings(protocol, ring_bits, fraction_bits) if ring_bits else fitting_settings(path, samples, protocol)
+    if ring_bits:
+        settings = Settings(protocol, ring_bits, fraction_bits)
+    else:
+        settings = fitting_settings(split_model(path), samples, protocol)
     result = run_model(
         path, samples, settings, mode=mode, batch=batch, timeout=timeout,
         insecure_dealer=insecure_dealer, log=log,

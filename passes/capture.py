@@ -67,8 +67,6 @@ def capture_graph(model: nn.Module | torch.export.ExportedProgram, example_input
     traced = export_program(original, inputs).module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     module = flat_module(traced)
-    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
-    module.fixed_values = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor))
     settle_shapes(module, inputs)
     record_modes(module, owners, frozen)
     return module

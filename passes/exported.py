@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.passes.captured import CapturedModule
@@ -70,6 +71,8 @@ def settle_shapes(module: CapturedModule, inputs: ExampleInputs) -> None:
     Raises:
         UnsupportedModelError: Heights and widths are to be free, and no input has any that is.
     """
+    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
+    module.fixed_values = tuple((i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor))
     sizes = settle_sizes(module, inputs)
     module.sizes = sizes if inputs.any_size else ()
     if inputs.any_size and not sizes:

@@ -11,17 +11,17 @@ import onnx
 from autorep_fx.cost.nominal import batch_axis, evaluate_text, per_sample
 from autorep_fx.errors import ModelFileError
 
-__all__ = ["BATCH_KEY", "SIZES_KEY", "fixed_batch", "infer_sample_shapes"]
+__all__ = ["fixed_batch", "infer_sample_shapes"]
 
-#: Metadata of an exported file: what it says of free heights and widths, and of a fixed batch.
-SIZES_KEY, BATCH_KEY = "autorep_fx.sizes", "autorep_fx.batch"
+# Metadata of an exported file: what it says of free heights and widths, and of a fixed batch.
+_SIZES_KEY, _BATCH_KEY = "autorep_fx.sizes", "autorep_fx.batch"
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
     """The batch that an exported file was fixed to; None where it is free, or where the file does not tell."""
-    return int(_metadata(model)[BATCH_KEY]) if BATCH_KEY in _metadata(model) else None
+    return int(_metadata(model)[_BATCH_KEY]) if _BATCH_KEY in _metadata(model) else None
 
 
 def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes]:
@@ -37,7 +37,7 @@ def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes
     Raises:
         ModelFileError: An axis other than the first of an input is free: what it costs is not known.
     """
-    sizes = json.loads(_metadata(model).get(SIZES_KEY, "{}"))
+    sizes = json.loads(_metadata(model).get(_SIZES_KEY, "{}"))
     if sizes:
         model = _at_sizes(model, {name: int(size["example"]) for name, size in sizes.items()})
     _check_inputs(model.graph)

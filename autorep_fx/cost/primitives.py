@@ -181,9 +181,9 @@ def _conv(call: _Call) -> tuple[Primitive, ...]:
     weight = call.node.input[1] in call.weights
     truncation = Primitive("truncation", call.result)
     if multiplies_first(call.protocol, call.ring_bits, kernel[1:], call.attribute("strides", ())):
-        pixels = call.elements(call.node.input[0])
-        each = channels * window // groups  # products with an input element, over its channels' number in a group
-        return Primitive("matmul", pixels * each // kernel[0], pixels, channels * window, weight), truncation
+        opened = call.elements(call.node.input[0])
+        products = opened // call.shape(call.node.input[0])[1] * math.prod(kernel[1:]) * channels
+        return Primitive("matmul", products, opened, channels * window, weight), truncation
     pixels = call.result // channels
     return Primitive("matmul", call.result, pixels * window * groups, channels * window, weight), truncation
 

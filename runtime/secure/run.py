@@ -59,17 +59,16 @@ def run_model(
         check_dealer(settings, insecure_dealer=insecure_dealer)
     queries = queries_of(inputs, batch)
     split = split_model(path)
-    if mode != "plain":
-        check_headroom(emulate(split, inputs, None).ranges, settings)
     if mode == "plain":
         result = _plain(split, queries)
-    elif mode == "simulate":
-        result = _simulate(split, queries, settings, timeout, log)
     else:
-        from autorep_fx.runtime.secure.execute import execute
+        check_headroom(emulate(split, inputs, None).ranges, settings)
+        if mode == "simulate":
+            result = _simulate(split, queries, settings, timeout, log)
+        else:
+            from autorep_fx.runtime.secure.execute import execute
 
-        result = execute(split, queries, settings, timeout=timeout, insecure_dealer=insecure_dealer, log=log)
-    if mode != "plain":
+            result = execute(split, queries, settings, timeout=timeout, insecure_dealer=insecure_dealer, log=log)
         result.predicted_bytes, note = predicted_bytes(path, [len(query[0]) for query in queries], settings)
         result.notes += [note] if note else []
     session = Session(path, "cpu")

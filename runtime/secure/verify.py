@@ -13,7 +13,7 @@ from autorep_fx.errors import DataError
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.fixed_point import NodeRange, choose_settings, emulate
 from autorep_fx.runtime.secure.protocols import Settings
-from autorep_fx.runtime.secure.split import split_model
+from autorep_fx.runtime.secure.split import Split, split_model
 from autorep_fx.runtime.session import Session
 
 __all__ = ["FixedPointReport", "Flip", "fitting_settings", "verify_fixed_point"]
@@ -98,8 +98,8 @@ def verify_fixed_point(
         DataError: Inputs or labels do not fit.
         ProtocolError: No ring is large enough.
     """
-    settings = settings or fitting_settings(path, inputs, protocol, headroom=headroom)
     split = split_model(path)
+    settings = settings or fitting_settings(split, inputs, protocol, headroom=headroom)
     found = emulate(split, inputs, settings, batch=_BATCH)
     session = Session(path, "cpu")
     batches = [tuple(value[start : start + _BATCH] for value in inputs) for start in range(0, len(inputs[0]), _BATCH)]
@@ -123,17 +123,16 @@ def verify_fixed_point(
     )  # fmt: skip
 
 
-def fitting_settings(path: Path | str, inputs: Sequence[Array], protocol: str, *, headroom: float = 2.0) -> Settings:
+def fitting_settings(split: Split, inputs: Sequence[Array], protocol: str, *, headroom: float = 2.0) -> Settings:
     """The smallest ring, and its fraction bits, for the ranges that a model reaches on samples.
 
     Raises:
         EngineMissingError: jax is not there.
-        ModelFileError: The file is not valid.
-        SecureProgramError: It cannot be split, or has operations without a form.
+        SecureProgramError: The program has operations without a form.
         DataError: The inputs do not fit.
         ProtocolError: No ring is large enough.
     """
-    return choose_settings(emulate(split_model(path), inputs, None, batch=_BATCH).ranges, protocol, bits=headroom)
+    return choose_settings(emulate(split, inputs, None, batch=_BATCH).ranges, protocol, bits=headroom)
 
 
 def _check(clear: Array, labels: Array | None) -> None:

@@ -68,11 +68,14 @@ def test_numbers_and_flags_of_the_example_hold_for_it_alone() -> None:
             return F.relu(self.linear(x)) * scale if flag else x
 
     model = Scaled().eval()
-    compiled = autorep_fx.transform(model, "100%", example_inputs=(V, 3.0, True))
-    torch.testing.assert_close(compiled(V, 3.0, True), model(V, 3.0, True))
-    for args in ((V, 5.0, True), (V, 3.0, False)):
-        with pytest.raises(DataError, match="no tensors were captured with the values of the example"):
-            compiled(*args)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (V, 3.0, True), dynamic_shapes=({0: batch}, None, None))
+    for given in (model, program):
+        compiled = autorep_fx.transform(given, "100%", example_inputs=(V, 3.0, True))
+        torch.testing.assert_close(compiled(V, 3.0, True), model(V, 3.0, True))
+        for args in ((V, 5.0, True), (V, 3.0, False)):
+            with pytest.raises(DataError, match="no tensors were captured with the values of the example"):
+                compiled(*args)
 
 
 def test_free_axes_of_a_foreign_file_are_not_taken_for_1(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ def test_a_convolution_opens_every_pixel_once() -> None:
         assert found.bytes is not None
         assert found.bytes + found.setup_bytes == 2 * measured  # of a session with a single query
         assert found.setup_bytes == 16 * 64 * 64 * 9
+    [work] = secure_work(model, protocol="semi2k")
+    assert work.primitives is not None
+    assert [(p.operation, p.result) for p in work.primitives] == [
+        ("matmul", 64 * 32 * 32 * 9), ("truncation", 64 * 32 * 32)
+    ]  # fmt: skip
     assert _predict(model, "aby3").bytes == 64 * 32 * 32 * (24 + 28)
 
 

@@ -44,6 +44,11 @@ def _lowered(model: nn.Module, kept: dict[str, list[int]]) -> tuple[autorep_fx.C
     return compiled, [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
 
 
+def _conv_shapes(compiled: autorep_fx.Compiled) -> list[tuple[int, ...]]:
+    """Shapes of one sample behind each convolution, as the graph records them."""
+    return [tuple(n.meta["val"].shape[1:]) for n in compiled.module.graph.nodes if operator_name(n) == "conv2d"]
+
+
 def test_nested_kept_sets_are_one_slice_each() -> None:
     """Three sites of one residual chain, scattered but nested kept sets: two slices per site, no gather."""
     kept = {"relu": [0, 2, 4, 6, 8, 10], "relu#2": [2, 6, 10], "relu#3": [2, 4, 6, 10]}
@@ -117,8 +122,7 @@ def test_unused_and_constant_channels_go_with_their_weights() -> None:
     gated = gated_at_random(model.double(), x, share=0.0)
     compiled = autorep_fx.lower(gated)
     torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
-    shapes = [tuple(n.meta["val"].shape[1:]) for n in compiled.module.graph.nodes if operator_name(n) == "conv2d"]
-    assert shapes == [(4, 6, 6), (4, 6, 6)]
+    assert _conv_shapes(compiled) == [(4, 6, 6), (4, 6, 6)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -131,8 +135,7 @@ def test_of_channels_that_nothing_reads_one_stays(channels: int) -> None:
     gated = gated_at_random(model.double(), x, share=0.0)
     compiled = autorep_fx.lower(gated)
     torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
-    shapes = [tuple(n.meta["val"].shape[1:]) for n in compiled.module.graph.nodes if operator_name(n) == "conv2d"]
-    assert shapes == [(1, 6, 6), (2, 6, 6)]
+    assert _conv_shapes(compiled) == [(1, 6, 6), (2, 6, 6)]
 
 
 def test_channels_with_a_kept_element_are_not_dropped() -> None:
