@@ -30,7 +30,6 @@ from typing import Any
 from autorep_fx.model_specs import build_model, example_inputs
 
 RESULTS = Path(__file__).parent / "results"
-_TIMEOUT = 900  # seconds for one model
 _PACKAGES = ("torch", "onnxruntime-gpu", "torchvision", "timm", "transformers")
 
 
@@ -68,6 +67,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--names", default="", help="only these models, separated by commas")
     parser.add_argument("--again", choices=["failed"], help="run these once more")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one model")
     parser.add_argument("--one", help="run one model in this process and print its row as JSON")
     options = parser.parse_args()
     if options.one:
@@ -82,7 +82,7 @@ def main() -> None:
     if options.sample:
         names = draw(names, options.sample, options.seed, options.largest)
     for name in [name for name in names if name not in rows]:
-        row = isolated(options.library, name)
+        row = isolated(options.library, name, options.limit)
         rows = read_rows(path) | {name: row}  # another run may have written
         path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
         print(row, flush=True)
@@ -139,15 +139,15 @@ def register_schemas() -> None:
             return
 
 
-def isolated(library: str, name: str) -> dict[str, Any]:
-    """Run one model in a process of its own."""
+def isolated(library: str, name: str, limit: float) -> dict[str, Any]:
+    """Run one model in a process of its own, for at most ``limit`` seconds."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "--library", library, "--one", name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        row = {"model": name, "cause": f"more than {_TIMEOUT} s"}
+        row = {"model": name, "cause": f"more than {limit:g} s"}
     except (IndexError, json.JSONDecodeError):
         row = {"model": name, "cause": f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"}
     return {**row, "total_seconds": round(time.perf_counter() - start, 1)}
