@@ -24,6 +24,10 @@ HOMOGENEOUS = {"relu", "leaky_relu", "prelu"}
 # goes into the weights behind it, which float16 and fixed point then cut short. With 18 fraction bits a LeNet was off
 # by 0.15 without a bound, by 8e-3 at 1e4 and by 1e-3 at 256, for 0.2 % more products.
 _LARGEST_OFFSET = 1000.0
+# Least scale in which a channel with kept elements may be stored: these are divided by it. Where hardly anything passes
+# a ReLU its polynomial is nearly flat, and the quotients of one site multiply with those of the next: a RegNet left
+# float32 after eight of them.
+_LEAST_SCALE = 2.0**-10
 # An offset that is nothing but rounding of float64.
 _ROUNDING = 1e-12
 
@@ -123,6 +127,8 @@ def _kinds(gate: GatedActivation, polynomial: Tensor, scale: Tensor) -> Tensor:
         kinds[(polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))] = Kind.LINEAR
     near = (polynomial[1] / polynomial[2] * scale).abs() <= _LARGEST_OFFSET
     kinds[(polynomial[2] != 0) & near] = Kind.SQUARE
+    leading = torch.where(kinds == Kind.SQUARE, polynomial[2], polynomial[1]).abs()
+    kinds[kept.any(1) & (leading < _LEAST_SCALE)] = Kind.GENERAL
     apart = torch.where(whole, int(Kind.KEPT), kinds)
     single = bool((kept.any(1) & ~whole).any())  # then those of whole channels may be gathered with the others
     if not single or cheaper_apart(kept.numel(), int(kept[whole].sum()), len(runs(apart))):
