@@ -111,12 +111,13 @@ def transform(
     if dry_run:
         result = check(settings)
         _console.print(str(result.inspection), highlight=False, soft_wrap=True)
-        _console.print(
-            f"budget: {result.allowance.budget}: at most {result.allowance.total:,} comparisons "
-            f"({result.allowance.allowed:,} gateable + {result.allowance.fixed:,} fixed); "
-            f"{result.steps:,} training steps",
-            highlight=False, soft_wrap=True,
+        allowance = result.allowance
+        allows = "what it allows is measured with the calibrated model" if allowance.budget.is_cost else (
+            f"at most {allowance.total:,} comparisons ({allowance.allowed:,} gateable + {allowance.fixed:,} fixed)"
         )  # fmt: skip
+        _console.print(
+            f"budget: {allowance.budget}: {allows}; {result.steps:,} training steps", highlight=False, soft_wrap=True
+        )
         return
     if out is None:
         raise typer.BadParameter("A run needs a folder for its results.", param_hint="--out")

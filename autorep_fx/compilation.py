@@ -137,6 +137,7 @@ def _trained(
     train_gates(trainer)
     project(gated)
     finetune(trainer)
+    gated.fit_to_cost()
     if keep_state is not None:
         keep_state(gated)
     differences = [f"training was not the model's own: {text}" for text in gated.network.training_differences]

@@ -19,6 +19,7 @@ from autorep_fx.config_sections import (
     CalibrationConfig,
     CaptureConfig,
     CheckpointConfig,
+    CostConfig,
     ExecutionConfig,
     ExportConfig,
     FinetuneConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "CalibrationConfig",
     "CaptureConfig",
     "CheckpointConfig",
+    "CostConfig",
     "DataConfig",
     "ExecutionConfig",
     "ExportConfig",
@@ -118,6 +120,7 @@ class TransformConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     execution: ExecutionConfig = ExecutionConfig()
     checkpoints: CheckpointConfig = CheckpointConfig()
+    cost: CostConfig = CostConfig()
     export: ExportConfig = ExportConfig()
     outputs: OutputsConfig = OutputsConfig()
     substitute: dict[str, str] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationConfig",
     "CaptureConfig",
     "CheckpointConfig",
+    "CostConfig",
     "ExecutionConfig",
     "ExportConfig",
     "FinetuneConfig",
@@ -198,6 +200,12 @@ class ExportConfig(Section):
     dtype: Literal["float32", "float16"] = "float32"
 
 
+class CostConfig(Section):
+    """What a budget in bytes, messages or seconds is measured by."""
+
+    profile: Path | None = Field(None, description="Cost profile of the engine; unset: that of the package.")
+
+
 class OutputsConfig(Section):
     """What is written beside plan, weights and settings."""
 
@@ -220,7 +228,8 @@ BudgetField = Annotated[
     PlainSerializer(lambda budget: budget.to_json()),
     WithJsonSchema(
         {
-            "description": "'12.9K', '5%', an integer, or {comparisons: n} / {fraction: f}.",
+            "description": "'12.9K', '5%', an integer, '40MB@semi2k', '170messages@aby3', '2s@semi2k/wan', or "
+            "{comparisons: n}, {fraction: f}, {seconds: 2, protocol: semi2k, network: wan}.",
             "anyOf": [{"type": "string"}, {"type": "number"}, {"type": "object"}],
         }
     ),
@@ -244,4 +253,6 @@ class SiteConfig(Section):
     def _share_of_a_gate(self) -> SiteConfig:
         if self.budget is not None and self.mode != "gate":
             raise ValueError(f"A budget of its own is for sites that are gated; this one has mode {self.mode!r}.")
+        if self.budget is not None and self.budget.is_cost:
+            raise ValueError(f"A site's own budget is in comparisons; {self.budget} is for the whole model.")
         return self

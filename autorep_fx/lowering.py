@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from autorep_fx.amounts import write_amount
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PassConfig
 from autorep_fx.cost import count_sites
@@ -187,6 +188,9 @@ def make_plan(gated: GatedModel) -> Plan:
         )  # fmt: skip
     fixed = tuple(FixedSite(s.name, s.kind, s.comparisons, s.reason or "") for s in gated.sites if not s.gateable)
     notes = tuple(f"{name}: {text}" for name, text in gated.fallbacks.items()) + tuple(gated.notes)
+    if gated.spent is not None:
+        spent = write_amount(gated.allowance.budget.kind, gated.spent)
+        notes += (f"a query of one sample, after the set-up of its session, is predicted to cost {spent}",)
     return Plan(
         gated.allowance.budget, gated.allowance.allowed, tuple(sites), fixed, gated.fingerprint, gated.calibrated_on,
         notes,

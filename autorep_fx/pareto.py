@@ -22,6 +22,7 @@ from autorep_fx.errors import ConfigError, OutputError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.report.sweep import sweep_page
+from autorep_fx.sites import Site
 from autorep_fx.stages import capture, select_sites
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.gated_model import GatedModel
@@ -130,7 +131,7 @@ def run_path(
     captured = capture(request.model, request.inputs, verification=request.settings.verification)
     sites = sites_of(select_sites(captured, request.inputs, request.settings, verification="off")[0])
     path = _Path(replace(request, captured=captured), original, max_drop, target, resume)
-    for budget in sorted(set(budgets), key=lambda budget: -resolve(budget, sites).allowed):
+    for budget in _falling(budgets, sites):
         path.add(budget)
         if search and path.failures == _FAILURES:
             break
@@ -140,6 +141,21 @@ def run_path(
         write_text(target / "sweep.html", sweep_page(sweep.to_json(), title=type(request.model).__name__))
         _copy_winner(sweep, target)
     return sweep
+
+
+def _falling(budgets: Sequence[Budget], sites: Sequence[Site]) -> list[Budget]:
+    """The budgets from the largest to the smallest.
+
+    Raises:
+        ConfigError: Costs in different terms, or costs and comparisons, have no order.
+    """
+    terms = {(b.kind, b.protocol, b.network) if b.is_cost else None for b in budgets}
+    if len(terms) > 1:
+        raise ConfigError(
+            "These budgets cannot be put in order.", received=", ".join(str(b) for b in budgets),
+            fix="Give all of them in comparisons, or all in the same unit under one protocol (and network).",
+        )  # fmt: skip
+    return sorted(set(budgets), key=lambda b: -float(b.value) if b.is_cost else -resolve(b, sites).allowed)
 
 
 class _Path:
@@ -158,7 +174,7 @@ class _Path:
 
     def add(self, budget: Budget) -> None:
         """Compile to the next smaller budget."""
-        name = f"budget-{budget.short.replace('%', 'pc').replace(',', '')}"
+        name = f"budget-{budget.short.replace('%', 'pc').replace(',', '').replace('/', '-')}"
         folder = None if self.target is None else output_directory(self.target / name)
         finished = self.resume and folder is not None and (folder / "plan.json").exists()
         compiled = self._load(folder) if finished and folder is not None else self._compile(budget, folder)

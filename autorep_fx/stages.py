@@ -16,6 +16,7 @@ from autorep_fx.compiled import Compiled
 from autorep_fx.config import DEFAULT_PASSES, PassConfig, TransformConfig
 from autorep_fx.config_io import parse_config
 from autorep_fx.cost import resolve
+from autorep_fx.cost_meter import CostMeter
 from autorep_fx.errors import DataError, InvariantError, UnsupportedModelError
 from autorep_fx.export.verify import Verification
 from autorep_fx.lowering import lower, require_projected
@@ -192,14 +193,16 @@ def prepare(
     settings = parse_config(config)
     inputs = ExampleInputs.of(example_inputs, settings.capture, getattr(model, "forward", None)).beside(model)
     wanted = Budget.parse(budget)
+    meter = CostMeter(wanted, settings) if wanted.is_cost else None
+    settings, linear = (settings, "") if meter is None else meter.adapted(settings)
     canonical, notes = select_sites(model, inputs, settings)
     numeric = settings.verification == "numeric"
     before = copy.deepcopy(canonical) if numeric else canonical
     digest = fingerprint(canonical)
     allowance = resolve(wanted, sites_of(canonical))  # a budget that cannot be met is told before gates are made
     InsertGatesPass(settings)(canonical)
-    gated = GatedModel(canonical, allowance, settings, inputs, fingerprint=digest)
-    gated.notes = [*notes, *shape_notes(canonical, inputs)]
+    gated = GatedModel(canonical, allowance, settings, inputs, fingerprint=digest, meter=meter)
+    gated.notes = [*([linear] if linear else []), *notes, *shape_notes(canonical, inputs)]
     if numeric and not any(gate.pinned == "replaced" for gate in gated.gates.values()):
         check_equal("prepare", gated, before, inputs, 0.0, sizes=canonical.sizes)
     return gated

@@ -37,11 +37,15 @@ class Allowance:
 def resolve(budget: Budget, sites: Sequence[Site]) -> Allowance:
     """Resolve ``budget``: a fraction refers to the gateable comparisons, a number to the total.
 
+    A budget in bytes, messages or seconds allows everything here; see :mod:`autorep_fx.training.cost_limit`.
+
     Raises:
         BudgetInfeasibleError: The number is below the fixed floor.
         BudgetError: The number is above what the model spends today.
     """
     gateable, fixed = gateable_comparisons(sites), fixed_comparisons(sites)
+    if budget.is_cost:
+        return Allowance(budget, gateable, fixed, gateable)
     if budget.kind == "fraction":
         return Allowance(budget, gateable, fixed, budget.of(gateable))
     number = int(budget.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import ParityError, UnsupportedModelError
+from autorep_fx.export.graph_only import on_cpu, shape_metadata
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.translate import translate
 from autorep_fx.export.verify import METADATA, Verification, verify
@@ -21,7 +21,6 @@ from autorep_fx.export.write import write_model
 from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.export_obstacles import export_obstacles
-from autorep_fx.passes.graphs import shared_copy
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
 from autorep_fx.passes.sizes import at_sizes, other_sizes
 from autorep_fx.plan import Plan
@@ -61,7 +60,7 @@ def export_onnx(
         OutputError: The file cannot be written.
     """
     # In float32: rounding to float16 says nothing of the model.
-    plain = _on_cpu(module, torch.float32)
+    plain = on_cpu(module, torch.float32)
     obstacles = export_obstacles(plain, example.to(device="cpu", dtype=torch.float32))
     if obstacles:
         raise UnsupportedModelError(
@@ -75,7 +74,7 @@ def export_onnx(
     if own != wanted and dtype == "float32":  # float16 is made on request
         logger.warning("The model is %s; the ONNX file is made in %s.", str(own).removeprefix("torch."), dtype)
     example = example.to(device="cpu", dtype=wanted).resized(max(2, example.size))
-    module = _on_cpu(plain, wanted)
+    module = on_cpu(plain, wanted)
     if wanted == torch.float16:
         _check_range(module, example)
     model = translate(module, example, opset)
@@ -85,13 +84,9 @@ def export_onnx(
     for values in other_sizes(module.sizes):
         resized = _references(module, at_sizes(example, module.sizes, values), inputs)
         others.append(_parity_json(*resized))
-    metadata = _metadata(plan, dtype, recipes, references)
+    metadata = _metadata(plan, dtype, recipes, references) | shape_metadata(module)
     if others:
         metadata["parity"] = json.dumps({**json.loads(metadata["parity"]), "other_sizes": others})
-    if module.sizes:
-        metadata["sizes"] = json.dumps({size.name: size.to_json() for size in module.sizes})
-    if module.fixed_batch is not None:
-        metadata["batch"] = str(module.fixed_batch)
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
     with atomic_files(path) as temporary:
         write_model(model, temporary)
@@ -120,16 +115,6 @@ def _check_range(module: CapturedModule, example: ExampleInputs) -> None:
             received="outputs in float16 that are not finite, on the example inputs",
             fix="Export in float32 (export: {dtype: float32}); or use degree 1 where polynomials make values large.",
         )
-
-
-def _on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:
-    """A copy in eval mode on the CPU and in ``dtype``, with the same tensors where they are so already."""
-    tensors = (*module.parameters(), *module.buffers())
-    there = all(t.device.type == "cpu" and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
-    result = (shared_copy if there else copy.deepcopy)(module).cpu()
-    # Module.to(dtype) would take the imaginary part of complex weights away.
-    result._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-    return result.eval()
 
 
 def _references(

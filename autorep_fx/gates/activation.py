@@ -34,7 +34,8 @@ class GatedActivation(FittedActivation):
         band: Hysteresis θ: a kept gate flips when its score is below −θ, a replaced one when it is above +θ.
         degree, c2_scale, limits, fit_arguments, parameter, identity: As for :class:`FittedActivation`.
         pinned: ``kept`` or ``replaced``: the state of every unit, which no score changes.
-        own_allowed: Nominal comparisons that this site may keep, apart from the others; None for a common pot.
+        own_allowed: Nominal comparisons that this site may keep, apart from the others; None for a common pot. A budget
+            in bytes, messages or seconds settles it for sites that are to keep nothing or everything.
         like: A tensor whose device and dtype the parameters take.
 
     Attributes:
@@ -128,12 +129,15 @@ class GatedActivation(FittedActivation):
         self.fallback = fallback
 
     def get_extra_state(self) -> Tensor:
-        """The fallback: part of the state dict."""
-        return torch.tensor(_FALLBACKS.index(self.fallback), dtype=torch.uint8)
+        """The fallback, and what the site may keep of its own (-1 for a common pot): part of the state dict."""
+        own = -1 if self.own_allowed is None else self.own_allowed
+        return torch.tensor([_FALLBACKS.index(self.fallback), own], dtype=torch.int64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore it."""
-        self.fall_back(_FALLBACKS[int(state)])
+        """Restore them."""
+        fallback, own = state.tolist()
+        self.fall_back(_FALLBACKS[fallback])
+        self.own_allowed = None if own < 0 else own
 
     @torch.no_grad()
     def update_state(self) -> None:

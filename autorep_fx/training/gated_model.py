@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from autorep_fx.passes.project_budget import ProjectBudgetPass
 from autorep_fx.sites import Site
 from autorep_fx.training.batches import collect_samples, set_epoch
 from autorep_fx.training.calibration import fit_polynomials
+from autorep_fx.training.cost_limit import Meter, open_sites, project_within
 from autorep_fx.training.methods import make_method
 from autorep_fx.training.methods.scores import free_gates, set_by_rank
 
@@ -43,12 +45,14 @@ class GatedModel(nn.Module):
         config: Settings.
         example: The example inputs that the model was captured with.
         fingerprint: Digest of the canonical graph.
+        meter: What measures a budget in bytes, messages or seconds; None for one in comparisons.
 
     Raises:
         BudgetInfeasibleError: Single sites are to keep more than the budget allows.
 
     Attributes:
-        allowance: The resolved budget.
+        allowance: The resolved budget. What a cost allows is settled by the calibration, and again by the projection.
+        spent: Cost of a query after the projection, in the unit of a budget in bytes, messages or seconds; else None.
         sample: The inputs that the model was calibrated on; the example inputs before.
         notes: What was done of the compiler's own accord, for the result.
         calibrated_on: What the polynomials were fitted on.
@@ -57,9 +61,11 @@ class GatedModel(nn.Module):
 
     def __init__(
         self, network: CapturedModule, allowance: Allowance, config: TransformConfig, example: ExampleInputs, *,
-        fingerprint: str,
+        fingerprint: str, meter: Meter | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.meter = meter
+        self.spent: float | None = None
         self.network = network
         self.allowance = allowance
         self.config = config
@@ -95,15 +101,18 @@ class GatedModel(nn.Module):
         return self.network(*args, **kwargs)
 
     def get_extra_state(self) -> Tensor:
-        """Progress, when fits followed last, whether they follow now, whether masks are soft, the method's numbers."""
+        """Progress, the allowance, when and whether fits follow, whether masks are soft, the method's numbers."""
         observing = any(gate.mode == "follow" for gate in self.gates.values())
         soft = any(gate.soft for gate in self.gates.values())
-        numbers = [self.progress, self.followed_at, float(observing), float(soft), *self.method.state]
+        allowed = float(self.allowance.allowed)
+        numbers = [self.progress, allowed, self.followed_at, float(observing), float(soft), *self.method.state]
         return torch.tensor(numbers, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore them."""
-        self.progress, self.followed_at, observing, soft, *own = state.tolist()
+        self.progress, allowed, self.followed_at, observing, soft, *own = state.tolist()
+        if self.meter is not None:
+            self.allowance = replace(self.allowance, allowed=int(allowed))
         self.method.state = own
         for gate in self.gates.values():
             gate.mode = "follow" if observing else "run"
@@ -148,12 +157,15 @@ class GatedModel(nn.Module):
 
         Raises:
             NonFiniteError: No polynomials give finite outputs.
+            BudgetError: The model's cost is not known, or a budget in bytes, messages or seconds cannot be met.
         """
         given = isinstance(batches, ExampleInputs)
         inputs = self.take_sample(batches)
         was_training = self.training
         self.eval()
         self.fallbacks = fit_polynomials(self, inputs, given=given)
+        if self.meter is not None:
+            open_sites(self, self.meter, seed)
         self.method.start(self, inputs, seed)
         self.calibrated_on = f"{inputs.size} {'example inputs' if given else 'training samples'}"
         self.phase.fill_(_CALIBRATED)
@@ -171,6 +183,8 @@ class GatedModel(nn.Module):
         self.progress, self.followed_at = 0.0, self.replaced
         self.steps.zero_()
         self.method = make_method(self.config)
+        if self.meter is not None:
+            open_sites(self, self.meter, 0)
         free = free_gates(self)
         # What was kept stays ahead of what was not.
         set_by_rank(free, {name: gate.score.detach().sigmoid() + gate.kept for name, gate in free.items()})
@@ -253,6 +267,18 @@ class GatedModel(nn.Module):
         self.method.finish(self)
         ProjectBudgetPass(self.allowance.allowed)(self.network)
         self.freeze()
+        self.fit_to_cost()
+
+    def fit_to_cost(self) -> None:
+        """Where the budget is in bytes, messages or seconds: keep as much as it has room for in the lowered graph.
+
+        Part of the projection; called again after a fine-tuning, which may change what can be absorbed.
+
+        Raises:
+            BudgetInfeasibleError: The trained model costs more even where the least is kept.
+        """
+        if self.meter is not None:
+            self.spent = project_within(self, self.meter)
 
     def freeze(self) -> None:
         """Declare the present state of the gates final, as a plan's is."""

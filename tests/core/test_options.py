@@ -65,8 +65,9 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stages": ["capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "lower", "export"]},
     ),
 }  # fmt: skip
-# gates.pools: test_pools.py; capture: test_dynamic_sizes.py; in tests/training, checkpoints: test_resume.py,
-# sync_norms: test_two_processes.py, tensorboard: test_logs.py, the rest of execution: test_execution.py; others below.
+# cost.profile: test_cost_budget.py; gates.pools: test_pools.py; capture: test_dynamic_sizes.py; in tests/training,
+# checkpoints: test_resume.py, sync_norms: test_two_processes.py, tensorboard: test_logs.py, the rest of execution:
+# test_execution.py; others below.
 ELSEWHERE = {
     "capture.batch_dims",
     "capture.dynamic_batch",
@@ -74,6 +75,7 @@ ELSEWHERE = {
     "checkpoints.every_minutes",
     "checkpoints.every_steps",
     "checkpoints.keep",
+    "cost.profile",
     "execution.channels_last",
     "execution.compile",
     "execution.deterministic",

@@ -198,3 +198,51 @@ def test_zero_is_none_in_both_spellings() -> None:
     """Without fixed comparisons, 0 and 0.0 both allow none."""
     assert resolve(Budget.parse(0), SITES[:1]).allowed == 0
     assert resolve(Budget.parse(0.0), SITES[:1]).allowed == 0
+
+
+COSTS = [
+    ("40MB@semi2k", Budget("bytes", 40_000_000, "semi2k")),
+    (" 1.5 MiB @ aby3 ", Budget("bytes", 1_572_864, "aby3")),
+    ("12,345 bytes@aby3", Budget("bytes", 12_345, "aby3")),
+    ("170messages@aby3", Budget("messages", 170, "aby3")),
+    ("2s@semi2k/wan", Budget("seconds", 2.0, "semi2k", "wan")),
+    ("250ms@semi2k/100Mbps,40ms", Budget("seconds", 0.25, "semi2k", "100Mbps,40ms")),
+    ({"bytes": "40MB", "protocol": "semi2k"}, Budget("bytes", 40_000_000, "semi2k")),
+    ({"messages": 170, "protocol": "aby3"}, Budget("messages", 170, "aby3")),
+    ({"seconds": 2, "protocol": "semi2k", "network": "wan"}, Budget("seconds", 2.0, "semi2k", "wan")),
+    ({"bytes": 5, "protocol": "delphi-gc", "allow_unverified": True}, Budget("bytes", 5, "delphi-gc", None, True)),
+]
+
+
+@pytest.mark.parametrize(("value", "budget"), COSTS, ids=[str(value) for value, _ in COSTS])
+def test_costs_are_read_and_come_back(value: object, budget: Budget) -> None:
+    """Text and mappings give the budget; its JSON form and its short form give it again."""
+    read = Budget.parse(value)
+    assert read == budget
+    assert type(read.value) is type(budget.value)
+    assert Budget.parse(json.loads(json.dumps(read.to_json()))) == budget
+    if not budget.allow_unverified:
+        assert Budget.parse(read.short) == budget
+
+
+def test_the_constructors_of_costs_say_the_same() -> None:
+    """As in the text, amounts as numbers or with a unit."""
+    assert Budget.bytes("40MB", protocol="semi2k") == Budget.bytes(40_000_000, protocol="semi2k")
+    assert Budget.bytes("40MB", protocol="semi2k") == Budget.parse("40MB@semi2k")
+    assert Budget.messages(170, protocol="aby3") == Budget.parse("170messages@aby3")
+    assert Budget.seconds(2, protocol="semi2k", network="wan") == Budget.parse("2s@semi2k/wan")
+    assert Budget.seconds("250ms", protocol="semi2k", network="lan").value == 0.25
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["40MB", "40MB@", "40MB@semi2k/wan", "2s@semi2k", "1.5bytes@semi2k", "-1MB@semi2k", "5%@semi2k", "40@semi2k",
+     "4 furlongs@semi2k", {"bytes": 1}, {"bytes": 1, "messages": 2, "protocol": "semi2k"},
+     {"bytes": 1.5, "protocol": "semi2k"}, {"bytes": True, "protocol": "semi2k"}, {"bytes": "2s", "protocol": "semi2k"},
+     {"bytes": 1, "protocol": "semi2k", "allow_unverified": "yes"}, {"bytes": 1, "protocol": "semi2k", "for": "me"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_cost_is_refused(value: object) -> None:
+    """Without a protocol, with a network where none counts, with parts of a byte: told, with the spellings."""
+    with pytest.raises(BudgetError, match=r"To fix"):
+        Budget.parse(value)

@@ -1,0 +1,181 @@
+"""A budget in bytes, messages or seconds: which sites it opens, and how many comparisons it leaves them.
+
+The price list of a protocol says how to choose; what a choice costs is measured: the model is lowered with it, and the
+cost of that graph is predicted. So a choice is corrected until the graph that runs is within the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from autorep_fx.amounts import write_amount
+from autorep_fx.cost.charges import Tariff
+from autorep_fx.errors import BudgetError, BudgetInfeasibleError
+from autorep_fx.gates import GatedActivation
+from autorep_fx.passes.project_budget import ProjectBudgetPass
+from autorep_fx.training.methods.scores import free_gates, measured_errors
+from autorep_fx.training.site_choice import Masks, SiteOffer, choose_units
+
+if TYPE_CHECKING:
+    from autorep_fx.training.gated_model import GatedModel
+
+__all__ = ["Meter", "open_sites", "project_within"]
+
+# Each try lowers the model. Bytes are linear in what is kept, so that the second one is right; the others are for
+# channels that disappear, sites that close, and whatever else is not linear.
+_TRIES = 6
+
+
+class Meter(Protocol):
+    """Says what a gated model costs with its gates as they are."""
+
+    tariff: Tariff
+
+    def spent(self, gated: GatedModel) -> float:
+        """Cost of the lowered model, in the unit of the budget."""
+        ...
+
+
+def open_sites(gated: GatedModel, meter: Meter, seed: int) -> None:
+    """Settle which sites may keep anything, and how many comparisons all may keep; the gates stay as they are.
+
+    Closed sites get a budget of 0 of their own, and sites that are kept whole one of all their comparisons, so that the
+    gate training leads each of them there gradually.
+
+    Args:
+        gated: A calibrated model.
+        meter: Of its budget.
+        seed: Of the estimate of what units are worth.
+
+    Raises:
+        BudgetInfeasibleError: The budget is below what the model costs with everything replaced.
+        BudgetError: It is above what the model costs with everything kept, or what that costs is not known.
+    """
+    gates, before = free_gates(gated), {name: gate.kept.clone() for name, gate in gated.gates.items()}
+    room = _room(gated, meter)
+    for name, gate in gated.gates.items():
+        gate.kept.copy_(before[name])
+    worth = measured_errors(gated, gated.sample, seed)
+    offers = [_offer(gate, worth[name].flatten().cpu().double().numpy(), meter) for name, gate in gates.items()]
+    masks = _measured_choice(gated, meter, offers, room)
+    for name, gate in gates.items():
+        kept = int(masks[name].sum())
+        gate.own_allowed = {0: 0, len(masks[name]): gate.site.comparisons}.get(kept)
+        gate.kept.copy_(before[name])
+    pinned = sum(gate.kept_comparisons for gate in gated.gates.values() if gate.pinned is not None)
+    chosen = sum(int(masks[name].sum()) * gate.unit_cost for name, gate in gates.items())
+    gated.allowance = replace(gated.allowance, allowed=pinned + chosen)
+
+
+def project_within(gated: GatedModel, meter: Meter) -> float:
+    """Project onto as many comparisons as the budget has room for in the lowered graph; returns what that costs.
+
+    Raises:
+        BudgetInfeasibleError: Not even the least that the open sites may keep is within the budget.
+    """
+    limit, tried = float(gated.allowance.budget.value), dict[int, float]()
+    allowed = gated.allowance.allowed
+    while allowed not in tried and len(tried) < _TRIES:
+        tried[allowed] = _spent_at(gated, meter, allowed)
+        allowed = _next(gated, meter, limit - tried[allowed])
+    fitting = [number for number, spent in tried.items() if spent <= limit]
+    best = max(fitting) if fitting else _least(gated)
+    spent = tried[best] if best in tried else _spent_at(gated, meter, best)
+    if spent > limit:
+        raise BudgetInfeasibleError(
+            "The trained model costs more than the budget even where the least is kept.",
+            received=f"{write_amount(gated.allowance.budget.kind, spent)}; the budget is {gated.allowance.budget}",
+            fix="Ask for more, or set degree 1 (polynomials: {degree: 1}), whose polynomials cost nothing.",
+        )
+    _keep(gated, best)
+    return spent
+
+
+def _room(gated: GatedModel, meter: Meter) -> float:
+    """What the budget leaves beyond everything replaced."""
+    budget = gated.allowance.budget
+    limit, spent = float(budget.value), {}
+    for state in ("kept", "replaced"):
+        gated.set_gates_to(state)
+        spent[state] = meter.spent(gated)
+    texts = {state: write_amount(budget.kind, amount) for state, amount in spent.items()}
+    if limit < spent["replaced"]:
+        raise BudgetInfeasibleError(
+            f"The budget is below the {texts['replaced']} that a query costs with every site replaced as far as the "
+            "settings allow it.", received=str(budget),
+            fix=f"Ask for at least {texts['replaced']} (with everything kept it is {texts['kept']}); polynomials of "
+            "degree 1 cost nothing (polynomials: {degree: 1}).",
+        )  # fmt: skip
+    if limit > max(spent.values()):
+        raise BudgetError(
+            f"The budget is above the {texts['kept']} that a query of the model costs today.", received=str(budget),
+            fix=f"Ask for at most {write_amount(budget.kind, max(spent.values()))}.",
+        )  # fmt: skip
+    return limit - spent["replaced"]
+
+
+def _offer(gate: GatedActivation, worth: np.ndarray[tuple[int], np.dtype[np.float64]], meter: Meter) -> SiteOffer:
+    """A site's prices: each comparison of an element waits for the one before, those of a pool in rounds."""
+    tariff, each = meter.tariff, gate.site.comparisons_per_element
+    steps = math.ceil(math.log2(each + 1)) if gate.site.kind.startswith("max_pool") else each
+    squares = tariff.square * gate.site.elements + tariff.of_calls("product", "truncation")
+    return SiteOffer(
+        gate.site.name, worth, gate.unit_cost, steps * tariff.of_calls("compare", "select"),
+        squares if gate.degree == 2 else 0.0,
+    )  # fmt: skip
+
+
+def _measured_choice(gated: GatedModel, meter: Meter, offers: list[SiteOffer], room: float) -> Masks:
+    """The choice of most comparisons that is within the budget when it is lowered."""
+    limit, comparison = float(gated.allowance.budget.value), meter.tariff.comparison
+    best: Masks = {offer.name: np.zeros(len(offer.worth), dtype=bool) for offer in offers}
+    most, last = -1, dict[str, bytes]()
+    for _ in range(_TRIES):
+        masks = choose_units(offers, room, comparison)
+        states = {name: mask.tobytes() for name, mask in masks.items()}
+        if states == last:
+            break
+        last = states
+        for name, mask in masks.items():
+            kept = gated.gates[name].kept
+            kept.copy_(torch.from_numpy(mask).view(kept.shape))
+        spare = limit - meter.spent(gated)
+        if spare >= 0 and gated.kept > most:
+            best, most = masks, gated.kept
+        if 0 <= spare < comparison:
+            break
+        room += spare
+    return best
+
+
+def _spent_at(gated: GatedModel, meter: Meter, allowed: int) -> float:
+    _keep(gated, allowed)
+    return meter.spent(gated)
+
+
+def _keep(gated: GatedModel, allowed: int) -> None:
+    """Project onto so many comparisons."""
+    gated.allowance = replace(gated.allowance, allowed=allowed)
+    ProjectBudgetPass(allowed)(gated.network)
+
+
+def _least(gated: GatedModel) -> int:
+    """Comparisons of the sites that keep a number of their own."""
+    pots = gated.pots()
+    return gated.allowance.allowed - pots[-1].allowed
+
+
+def _next(gated: GatedModel, meter: Meter, spare: float) -> int:
+    """How many comparisons to try next; the present number where that is as close as units and prices allow."""
+    allowed, price, common = gated.allowance.allowed, meter.tariff.comparison, gated.pots()[-1]
+    open_units = [gate.unit_cost for gate in common.gates if not bool(gate.kept.all())]
+    if not price or not common.gates or (spare >= 0 and (not open_units or spare < price * min(open_units))):
+        return allowed
+    kept = allowed - gated.unspent
+    wanted = kept + math.floor(spare / price)
+    return min(max(wanted, _least(gated)), _least(gated) + common.full)
