@@ -22,6 +22,7 @@ from autorep_fx.cli_secure_options import (
     model_file,
     read_samples,
 )
+from autorep_fx.cli_secure_profile import ProfileOption, check_profile_file, print_profile, write_profile
 from autorep_fx.cli_secure_verify import verify
 from autorep_fx.errors import AutorepError
 
@@ -73,6 +74,7 @@ def run(
     output: OutputOption = None,
     as_json: JsonOption = None,
     log: LogOption = None,
+    profile: ProfileOption = None,
 ) -> None:
     """Run a model in the clear, by simulated parties, or by real processes on this machine."""
     from autorep_fx.runtime.secure.protocols import Settings
@@ -80,6 +82,7 @@ def run(
     from autorep_fx.runtime.secure.split import split_model
     from autorep_fx.runtime.secure.verify import fitting_settings
 
+    check_profile_file(profile)
     path, samples = model_file(model), read_samples(input)
     if ring_bits:
         settings = Settings(protocol, ring_bits, fraction_bits)
@@ -87,10 +90,13 @@ def run(
         settings = fitting_settings(split_model(path), samples, protocol)
     result = run_model(
         path, samples, settings, mode=mode, batch=batch, timeout=timeout,
-        insecure_dealer=insecure_dealer, log=log,
+        insecure_dealer=insecure_dealer, log=log, profile=profile is not None,
     )  # fmt: skip
     _write(result, output, as_json)
     _print(result)
+    if profile is not None:
+        write_profile(result, profile, title=model.name)
+        print_profile(result)
 
 
 @secure_app.command()

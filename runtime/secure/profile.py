@@ -54,6 +54,8 @@ class Counters:
         ranks: Runs that were counted, one per rank and run.
         operations: Operation of the engine's program → counters.
         kernels: Kernel of the protocol, or of the layer between, → counters.
+        by_run: Messages of each run that was counted, in the order in which the engine wrote them down; it is not
+            part of :meth:`to_json`.
     """
 
     bytes: int = 0
@@ -61,11 +63,13 @@ class Counters:
     ranks: int = 0
     operations: dict[str, OpCounter] = field(default_factory=dict)
     kernels: dict[str, OpCounter] = field(default_factory=dict)
+    by_run: tuple[int, ...] = ()
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
             self.bytes + other.bytes, self.messages + other.messages, self.ranks + other.ranks,
             _merged(self.operations, other.operations), _merged(self.kernels, other.kernels),
+            self.by_run + other.by_run,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -79,12 +83,12 @@ class Counters:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Counters:
         """Read what :meth:`to_json` wrote."""
-        parts = [
+        operations, kernels = (
             {str(n): OpCounter(int(c["calls"]), float(c["seconds"]), int(c["bytes"]), int(c["messages"]))
              for n, c in value[key].items()}
             for key in ("operations", "kernels")
-        ]  # fmt: skip
-        return cls(int(value["bytes"]), int(value["messages"]), int(value["ranks"]), *parts)
+        )  # fmt: skip
+        return cls(int(value["bytes"]), int(value["messages"]), int(value["ranks"]), operations, kernels)
 
 
 def _merged(a: dict[str, OpCounter], b: dict[str, OpCounter]) -> dict[str, OpCounter]:
@@ -110,5 +114,6 @@ def parse_profile(text: str) -> Counters:
             continue
         found = _LINK.search(line)
         if found:
-            result += Counters(int(found["bytes"]), int(found["messages"]), 1)
+            messages = int(found["messages"])
+            result += Counters(int(found["bytes"]), messages, 1, by_run=(messages,))
     return result

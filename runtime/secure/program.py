@@ -104,10 +104,30 @@ class JaxProgram:
         values |= {p.weight: given[p.key] for p in self.parameters if not p.layout}
         values |= dict(zip(self.public.inputs, inputs, strict=True))
         for node in self.public.nodes:
-            made = self._run(node, values, given)
-            outputs = made if isinstance(made, tuple) else (made,)
-            values |= dict(zip(node.outputs, outputs, strict=False))
+            values |= self.run_node(node, values, given)
         return tuple(values[name] for name in self.public.outputs)
+
+    def parameters_of(self, node: Node) -> list[int]:
+        """Places of the parameters that one operation reads."""
+        keys = [key for _, _, key in _weights_of(node, self.public, self._operators)]
+        return [i for i, parameter in enumerate(self.parameters) if parameter.key in keys]
+
+    def run_node(self, node: Node, values: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Compute one operation.
+
+        Args:
+            node: The operation.
+            values: What it may read, by name: constants, values of other operations, weights that have no layout.
+            given: Parameters by key.
+
+        Returns:
+            Its outputs by name; what depends on constants and shapes alone is an array of numpy.
+
+        Raises:
+            SecureProgramError: It cannot be computed on values of these shapes.
+        """
+        made = self._run(node, values, given)
+        return dict(zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False))
 
     def _run(self, node: Node, values: dict[str, Any], given: Mapping[str, Any]) -> Any:
         from autorep_fx.runtime.secure.ops.call import Call
@@ -153,18 +173,22 @@ def _parameters(program: PublicProgram, operators: Mapping[str, Any]) -> list[Pa
     """Each weight in each layout that is read, once."""
     found: dict[str, Parameter] = {}
     for node in program.nodes:
-        layouts = operators[node.name].layouts or {}
-        for index, name in enumerate(node.inputs):
-            if name not in program.weights:
-                continue
-            layout = layouts[index][0] if index in layouts else ""
-            key = _key(name, layout, node)
+        for name, layout, key in _weights_of(node, program, operators):
             multiplied = bool(layout) or (node.operator == "MatMul" and len(program.weights[name].shape) == 2)
             found.setdefault(key, Parameter(key, name, layout, node, multiplied))
     for name in program.outputs:
         if name in program.weights:
             found.setdefault(name, Parameter(name, name, "", program.nodes[0], False))
     return list(found.values())
+
+
+def _weights_of(node: Node, program: PublicProgram, operators: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Weights that an operation reads: name, layout, and key among the parameters."""
+    layouts = operators[node.name].layouts or {}
+    read = [
+        (name, layouts[i][0] if i in layouts else "") for i, name in enumerate(node.inputs) if name in program.weights
+    ]
+    return [(name, layout, _key(name, layout, node)) for name, layout in read]
 
 
 def _key(weight: str, layout: str, node: Node) -> str:

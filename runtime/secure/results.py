@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from autorep_fx.errors import SecureProgramError
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.profile import Counters
 from autorep_fx.runtime.secure.protocols import Settings
+
+if TYPE_CHECKING:
+    from autorep_fx.runtime.secure.node_profile import RunProfile
 
 __all__ = ["SecureRun", "Step", "comparisons_of"]
 
@@ -66,6 +69,7 @@ class SecureRun:
         predicted_bytes: What the cost model says of all queries, over all parties; None where it does not know.
         max_error: Largest absolute difference to onnxruntime; None where the model is not there to compare with.
         notes: What the figures are to be read with.
+        profile: What each operation cost; None where the run was not cut into operations.
     """
 
     mode: str
@@ -79,6 +83,7 @@ class SecureRun:
     predicted_bytes: int | None = None
     max_error: float | None = None
     notes: list[str] = field(default_factory=list)
+    profile: RunProfile | None = None
 
     def compare(self, reference: Sequence[Array]) -> None:
         """Set ``max_error`` against the outputs of the model in the clear."""

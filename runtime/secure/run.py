@@ -10,10 +10,13 @@ import numpy as np
 from autorep_fx.errors import ConfigError, DataError, ProtocolError
 from autorep_fx.files import output_directory
 from autorep_fx.runtime.feeds import Array
+from autorep_fx.runtime.secure.calls import stated_sites
 from autorep_fx.runtime.secure.fixed_point import check_headroom, emulate
+from autorep_fx.runtime.secure.node_profile import profile_of
 from autorep_fx.runtime.secure.plain import run_plain
-from autorep_fx.runtime.secure.prediction import predicted_bytes
+from autorep_fx.runtime.secure.prediction import predicted_bytes, predicted_nodes
 from autorep_fx.runtime.secure.profile import Counters
+from autorep_fx.runtime.secure.profiled import Measured
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.results import SecureRun, Step
 from autorep_fx.runtime.secure.split import Split, split_model
@@ -27,7 +30,7 @@ MODES = ("plain", "simulate", "execute")
 
 def run_model(
     path: Path | str, inputs: Sequence[Array], settings: Settings, *, mode: str = "simulate", batch: int | None = None,
-    timeout: float = 600.0, insecure_dealer: bool = False, log: Path | None = None,
+    timeout: float = 600.0, insecure_dealer: bool = False, log: Path | None = None, profile: bool = False,
 ) -> SecureRun:  # fmt: skip
     """Run a model file, and compare its outputs with onnxruntime's.
 
@@ -41,6 +44,7 @@ def run_model(
         timeout: Seconds that a party waits for another.
         insecure_dealer: Execute a protocol although its dealer is not secure.
         log: Folder to keep the engine's raw logs in: one file of all simulated parties, or a folder per party.
+        profile: Run operation by operation, and say what each of them cost; for simulated parties.
 
     Returns:
         Outputs and costs.
@@ -57,6 +61,11 @@ def run_model(
         raise ConfigError("There is no such mode.", received=repr(mode), fix=f"Pass {', '.join(MODES)}.")
     if mode == "execute":
         check_dealer(settings, insecure_dealer=insecure_dealer)
+    if profile and mode != "simulate":
+        raise ConfigError(
+            "Only simulated parties run operation by operation.", received=f"a profile in mode {mode!r}",
+            fix="Pass mode 'simulate': bytes and messages are the same in all modes.",
+        )  # fmt: skip
     queries = queries_of(inputs, batch)
     split = split_model(path)
     if mode == "plain":
@@ -64,7 +73,10 @@ def run_model(
     else:
         check_headroom(emulate(split, inputs, None).ranges, settings)
         if mode == "simulate":
-            result = _simulate(split, queries, settings, timeout, log)
+            result, measured = _simulate(split, queries, settings, timeout, log, profile=profile)
+            if profile:
+                sizes = [len(query[0]) for query in queries]
+                result.profile = profile_of(measured, predicted_nodes(path, sizes, settings), stated_sites(path))
         else:
             from autorep_fx.runtime.secure.execute import execute
 
@@ -126,22 +138,26 @@ def _plain(split: Split, queries: list[list[Array]]) -> SecureRun:
 
 
 def _simulate(
-    split: Split, queries: list[list[Array]], settings: Settings, timeout: float, log: Path | None
-) -> SecureRun:
+    split: Split, queries: list[list[Array]], settings: Settings, timeout: float, log: Path | None, *, profile: bool
+) -> tuple[SecureRun, list[list[Measured]]]:
+    from autorep_fx.runtime.secure.profiled import ProfiledSession
     from autorep_fx.runtime.secure.simulate import SimulatedSession
     from autorep_fx.runtime.secure.slices import ENGINE_LOG, engine_log
 
     if log is not None:
         engine_log(output_directory(log) / ENGINE_LOG)
-    session = SimulatedSession(split, settings, timeout=timeout)
+    session = (ProfiledSession if profile else SimulatedSession)(split, settings, timeout=timeout)
     results = [session.query(query) for query in queries]
     notes = ["simulated: all parties in one process, which sees every share"]
     if settings.of.caveat:
         notes.append(f"figures are {settings.of.caveat}")
-    return SecureRun(
+    if profile:
+        notes.append("run operation by operation: seconds are of the operations, one program each")
+    run = SecureRun(
         "simulate", settings, _samples(queries), _stacked([outputs for outputs, _ in results]), session.setup,
         [step for _, step in results], split.program.leaks, notes=notes,
     )  # fmt: skip
+    return run, session.measured if isinstance(session, ProfiledSession) else []
 
 
 def _samples(queries: list[list[Array]]) -> int:

@@ -46,7 +46,7 @@ class SimulatedSession:
         require_spu()
         self.settings = settings
         self.program = JaxProgram(split.program, settings)
-        self.compiler = Compiler(self.program, settings)
+        self.compiler = self._make_compiler()
         self._log, self._sharing = engine_log(), Sharing(settings)
         self._timeout = timeout
         self._compiled: set[int] = set()
@@ -69,10 +69,9 @@ class SimulatedSession:
             PeerError: The parties waited for each other for too long.
         """
         feed = self.program.feed(*inputs)
-        executable = self.compiler.query([value.shape for value in feed])
         client = self.settings.of.roles.index("client")
         sent = sum(self._share(input_name(i), value, client) for i, value in enumerate(feed))
-        step = self._run(executable, sent)
+        step = self._compute([value.shape for value in feed], sent)
         outputs, returned = [], 0
         for index in range(len(self.program.public.outputs)):
             shares = [part.get(output_name(index)) for part in self._slices]
@@ -80,6 +79,13 @@ class SimulatedSession:
             outputs.append(self._sharing.open(shares))
         whole = Step(step.counters, step.seconds, step.compile_seconds, step.comparisons, sent + returned)
         return tuple(outputs), whole
+
+    def _make_compiler(self) -> Compiler:
+        return Compiler(self.program, self.settings)
+
+    def _compute(self, shapes: Sequence[tuple[int, ...]], sent: int) -> Step:
+        """Run the query on what was shared."""
+        return self._run(self.compiler.query(shapes), sent)
 
     def _share(self, name: str, value: Array, owner: int) -> int:
         """Give every party its share; returns the bytes that would travel."""

@@ -59,6 +59,7 @@ def test_importing_loads_neither_the_engine_nor_torch() -> None:
     modules = [
         "public", "split", "secrets_of", "engine", "program", "protocols", "profile", "results", "run", "execute",
         "parties", "certificates", "link", "party", "simulate", "slices", "executables", "frames", "plain",
+        "pieces", "profiled", "node_profile", "calls",
     ]  # fmt: skip
     code = f"import sys, importlib\nfor m in {modules}: importlib.import_module('autorep_fx.runtime.secure.' + m)\n"
     assert _python(code + "print(sorted({'torch', 'jax', 'spu', 'onnxruntime'} & set(sys.modules)))") == "[]"
