@@ -7,6 +7,7 @@ import numpy as np
 
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
+from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["OPERATORS", "take"]
@@ -46,7 +47,7 @@ def _write_back(call: Call) -> Value:
     source = np.full(base.shape[axis], len(kept), dtype=np.int32)
     source[kept] = np.arange(len(kept), dtype=np.int32)
     difference = updates - take(base, kept, axis)
-    nothing = jnp.zeros([1 if a == axis else size for a, size in enumerate(base.shape)], jnp.float32)
+    nothing = jnp.broadcast_to(zero_like(base), [1 if a == axis else size for a, size in enumerate(base.shape)])
     return base + take(jnp.concatenate([difference, nothing], axis), source, axis)
 
 

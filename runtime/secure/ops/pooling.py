@@ -8,9 +8,11 @@ import operator
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
 from autorep_fx.runtime.secure.ops.windows import Windows, window_obstacles
+from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["OPERATORS"]
@@ -70,13 +72,18 @@ def _reduce(call: Call, *, mean: bool) -> Value:
     keep = bool(call.attribute("keepdims", 1))
     if isinstance(call[0], np.ndarray):
         return np.asarray((np.mean if mean else np.sum)(call[0], axis=tuple(axes), keepdims=keep), call[0].dtype)
-    return _mean(call[0], tuple(axes), keep=keep) if mean else jnp.sum(call[0], axis=tuple(axes), keepdims=keep)
+    return (_mean if mean else _sum)(call[0], tuple(axes), keep=keep)
 
 
 def _mean(value: Value, axes: tuple[int, ...], *, keep: bool) -> Value:
     """A product with a public number: a division would be computed in the engine."""
     count = math.prod(value.shape[axis] for axis in axes)
-    return jnp.sum(value, axis=axes, keepdims=keep) * np.float32(1 / count)
+    return _sum(value, axes, keep=keep) * np.float32(1 / count)
+
+
+def _sum(value: Value, axes: tuple[int, ...], *, keep: bool) -> Value:
+    total = lax.reduce(value, zero_like(value), lax.add, [axis % value.ndim for axis in axes])
+    return jnp.expand_dims(total, axes) if keep else total
 
 
 OPERATORS = {

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
+from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["OPERATORS"]
@@ -84,14 +85,14 @@ def _transpose(call: Call) -> Value:
 
 
 def _pad(call: Call) -> Value:
-    """Padding with zeros is public; with any other number, it is a secret weight."""
+    """With any other number than zero, that is a secret weight."""
     pads = call.integers(1, "pads") or []
     axes = call.integers(3) or list(range(call[0].ndim))
     axes = [axis % call[0].ndim for axis in axes]
     low, high = [0] * call[0].ndim, [0] * call[0].ndim
     for position, axis in enumerate(axes):
         low[axis], high[axis] = pads[position], pads[position + len(axes)]
-    value = np.float32(0) if call[2] is None else jnp.reshape(call[2], ())
+    value = zero_like(call[0]) if call[2] is None else jnp.reshape(call[2], ())
     return lax.pad(call[0], value, [(a, b, 0) for a, b in zip(low, high, strict=True)])
 
 

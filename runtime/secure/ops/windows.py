@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from autorep_fx.runtime.secure.ops.call import Value
+from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["Windows", "window_obstacles"]
@@ -65,6 +66,8 @@ class Windows:
         if not self.padded:
             return x
         pads = [(0, 0), (0, 0), *zip(self.low, self.high, strict=True)]
+        if mode == "constant":
+            return lax.pad(x, zero_like(x), [(low, high, 0) for low, high in pads])
         return jnp.pad(x, pads, mode=mode)
 
     def slices(self, padded: Value) -> Iterator[Value]:
