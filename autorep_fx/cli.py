@@ -17,7 +17,7 @@ from rich.table import Table
 
 from autorep_fx import __version__
 from autorep_fx.cli_bench import bench
-from autorep_fx.cli_cost import cost
+from autorep_fx.cli_cost import cost_app
 from autorep_fx.cli_diff import diff
 from autorep_fx.cli_inspect import inspect
 from autorep_fx.cli_secure import secure_app
@@ -32,11 +32,11 @@ app = typer.Typer(
 )  # fmt: skip
 app.command()(sweep)
 app.command()(bench)
-app.command()(cost)
 app.command()(diff)
 app.command()(inspect)
 config_app = typer.Typer(no_args_is_help=True, help="Write and check pipeline files.")
 app.add_typer(config_app, name="config")
+app.add_typer(cost_app, name="cost")
 app.add_typer(secure_app, name="secure")
 
 _console = Console()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from autorep_fx.cost.charge import Charge, Reserves, charge
 from autorep_fx.cost.network import Network
-from autorep_fx.cost.primitives import Primitive, Work
-from autorep_fx.cost.profile import OperationCost, ProtocolProfile
+from autorep_fx.cost.primitives import Work
+from autorep_fx.cost.profile import ProtocolProfile
 
-__all__ = ["NodePrediction", "Prediction", "predict"]
+__all__ = ["NodePrediction", "Prediction", "predict", "predict_session"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,11 @@ class Prediction:
         bytes: Over all parties for one query; None if one node's are not known.
         known_bytes: The same for what is known.
         messages: Of a query, in the order in which the engine works; None if one node's are not known.
+        messages_total: Messages of all parties together; None if one node's are not known.
         rounds: Messages on the longest path, if what is independent ran at once; None likewise.
         setup_bytes: Over all parties, once for a session; opening the weights included.
         setup_messages: Once for a session.
+        compute_seconds: Computation of a query, as the profile measured it; None where it did not.
         unknown: Operators and operations of which the cost is not known, each with the number of nodes.
     """
 
@@ -61,9 +65,11 @@ class Prediction:
     bytes: int | None
     known_bytes: int
     messages: int | None
+    messages_total: int | None
     rounds: int | None
     setup_bytes: int
     setup_messages: int
+    compute_seconds: float | None
     unknown: dict[str, int]
 
     def link_seconds(self, network: Network) -> float | None:
@@ -72,46 +78,63 @@ class Prediction:
             return None
         return network.seconds(self.bytes / self.parties, self.messages)
 
+    def seconds(self, network: Network) -> float | None:
+        """Time of a query: computation, and then the network; None where one of both is not known."""
+        link = self.link_seconds(network)
+        return None if link is None or self.compute_seconds is None else link + self.compute_seconds
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
 
 
-def predict(work: Sequence[Work], name: str, protocol: ProtocolProfile) -> Prediction:
+def predict(
+    work: Sequence[Work], name: str, protocol: ProtocolProfile, *, reserves: Reserves | None = None
+) -> Prediction:
     """Apply a protocol's costs to the work of a model.
 
     Args:
         work: As of :func:`autorep_fx.cost.primitives.secure_work`.
         name: Name of the protocol.
         protocol: Its costs.
+        reserves: What earlier queries left to draw from, which is updated; None for the mean of many queries.
     """
-    nodes, unknown, known_bytes = [], dict[str, int](), 0.0
-    setup_bytes, setup_messages = float(protocol.setup_bytes), protocol.setup_messages
-    for item in work:
-        missing = _missing(item, protocol)
-        for text in missing:
-            unknown[text] = unknown.get(text, 0) + 1
-        primitives = item.primitives or ()
-        pairs = [(p, protocol.operations[p.operation]) for p in primitives if p.operation in protocol.operations]
-        spent = sum(_bytes(*pair) for pair in pairs)
-        for primitive, cost in pairs:
-            if primitive.weight and cost.right:
-                setup_bytes += primitive.right * cost.right
-                setup_messages += 1
-        known_bytes += spent
-        if pairs or missing:
-            comparisons = sum(p.result for p in primitives if p.operation == "compare")
-            told = (None, None) if missing else (round(spent), _messages(pairs))
-            nodes.append(NodePrediction(item.name, item.operator, comparisons, *told))
+    unknown: Counter[str] = Counter(text for item in work for text in _missing(item, protocol))
+    charged = [
+        (item, [charge(p, protocol.operations[p.operation], protocol.parties, reserves)
+                for p in item.primitives or () if p.operation in protocol.operations])
+        for item in work
+    ]  # fmt: skip
+    charges = [one for _, ones in charged for one in ones]
+    nodes = [_node(item, ones, protocol) for item, ones in charged if ones or _missing(item, protocol)]
+    known = sum(one.bytes for one in charges)
     counted = all(node.messages is not None for node in nodes)
     return Prediction(
         protocol=name, verified=protocol.verified, note=protocol.note, parties=protocol.parties, nodes=tuple(nodes),
-        comparisons=sum(node.comparisons for node in nodes), bytes=None if unknown else round(known_bytes),
-        known_bytes=round(known_bytes),
-        messages=sum(node.messages or 0 for node in nodes) if counted else None,
-        rounds=_longest(work, nodes) if counted else None, setup_bytes=round(setup_bytes),
-        setup_messages=setup_messages, unknown=unknown,
+        comparisons=sum(node.comparisons for node in nodes), bytes=None if unknown else round(known),
+        known_bytes=round(known),
+        messages=round(sum(one.messages or 0 for one in charges)) if counted else None,
+        messages_total=None if unknown else _total(charges),
+        rounds=_longest(work, nodes) if counted else None,
+        setup_bytes=round(protocol.setup_bytes + sum(one.opening for one in charges)),
+        setup_messages=protocol.setup_messages, compute_seconds=_compute(charged, protocol, bool(unknown)),
+        unknown=dict(unknown),
     )  # fmt: skip
+
+
+def predict_session(queries: Sequence[Sequence[Work]], name: str, protocol: ProtocolProfile) -> list[Prediction]:
+    """The same for every query of one session, with the batches of reserves where they are made."""
+    reserves: Reserves = {}
+    return [predict(work, name, protocol, reserves=reserves) for work in queries]
+
+
+def _node(item: Work, ones: Sequence[Charge], protocol: ProtocolProfile) -> NodePrediction:
+    comparisons = sum(p.result for p in item.primitives or () if p.operation == "compare")
+    if _missing(item, protocol):
+        return NodePrediction(item.name, item.operator, comparisons, None, None)
+    messages = [one.messages for one in ones]
+    counted = None if None in messages else round(sum(m or 0 for m in messages))
+    return NodePrediction(item.name, item.operator, comparisons, round(sum(one.bytes for one in ones)), counted)
 
 
 def _missing(item: Work, protocol: ProtocolProfile) -> list[str]:
@@ -121,19 +144,24 @@ def _missing(item: Work, protocol: ProtocolProfile) -> list[str]:
     return [f"{item.operator} ({operation})" for operation in sorted(absent)]
 
 
-def _bytes(primitive: Primitive, cost: OperationCost) -> float:
-    """Of a query of a session, which has opened the weights."""
-    factors = primitive.left * cost.left + (0 if primitive.weight else primitive.right * cost.right)
-    return factors + primitive.result * (cost.bytes + cost.result)
+def _total(charges: Sequence[Charge]) -> int | None:
+    counted = [one.messages_total for one in charges if one.messages_total is not None]
+    return round(sum(counted)) if len(counted) == len(charges) else None
 
 
-def _messages(pairs: Iterable[tuple[Primitive, OperationCost]]) -> int | None:
-    total = 0
-    for primitive, cost in pairs:
-        if cost.messages is None:
-            return None
-        total += primitive.steps * cost.messages
-    return total
+def _compute(
+    charged: Sequence[tuple[Work, Sequence[Charge]]], protocol: ProtocolProfile, unknown: bool
+) -> float | None:
+    """Seconds of all operations and of what sends nothing; None where one of them was not measured."""
+    seconds = [one.seconds for _, ones in charged for one in ones]
+    if unknown or protocol.local is None or None in seconds:
+        return None
+    local = sum(
+        item.local_calls * protocol.local.call + item.local_elements * protocol.local.element
+        + item.indices * protocol.local.index
+        for item, _ in charged
+    )  # fmt: skip
+    return sum(one or 0.0 for one in seconds) + local
 
 
 def _longest(work: Sequence[Work], nodes: Sequence[NodePrediction]) -> int:

@@ -64,7 +64,11 @@ class _Emulated(JaxProgram):
     """The program with every result brought to the grid of ``fraction_bits``, or as it is, and its reach noted."""
 
     def __init__(self, program: Any, settings: Settings | None) -> None:
+        from autorep_fx.runtime.secure.ops.table import operator_of
+
         super().__init__(program, settings)
+        # Squares are squares here: what an engine opens is none of its numbers, and JAX alone has no form for it.
+        self._operators |= {node.name: operator_of(node, None) for node in program.nodes if node.operator == "Mul"}
         self._settings = settings
         self.reach: dict[str, Any] = {}
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autorep_fx.cost.charge import Reserves
 from autorep_fx.cost.onnx_count import load_model
-from autorep_fx.cost.predict import predict
+from autorep_fx.cost.predict import predict, predict_session
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import load_profile
 from autorep_fx.runtime.secure.protocols import Settings
@@ -50,18 +51,15 @@ def predicted_bytes(path: Path | str, batches: Sequence[int], settings: Settings
     if not _has(settings):
         return None, f"predicted_bytes is null: {profile.name} has no {settings.protocol} of {settings.ring_bits} bits"
     model, costs = load_model(path), profile.protocol(settings.protocol)
-    found = {
-        batch: predict(
-            secure_work(model, batch, protocol=settings.protocol, ring_bits=settings.ring_bits),
-            settings.protocol, costs,
-        )
+    work = {
+        batch: secure_work(model, batch, protocol=settings.protocol, ring_bits=settings.ring_bits)
         for batch in set(batches)
-    }  # fmt: skip
-    first = found[batches[0]]
-    if first.bytes is None:
-        return None, f"predicted_bytes is null: {profile.name} has no cost of {', '.join(first.unknown)}"
-    opened = first.setup_bytes - costs.setup_bytes
-    return opened + sum(found[batch].bytes or 0 for batch in batches), ""
+    }
+    queries = predict_session([work[batch] for batch in batches], settings.protocol, costs)
+    if queries[0].bytes is None:
+        return None, f"predicted_bytes is null: {profile.name} has no cost of {', '.join(queries[0].unknown)}"
+    opened = queries[0].setup_bytes - costs.setup_bytes
+    return opened + sum(query.bytes or 0 for query in queries), ""
 
 
 def predicted_nodes(path: Path | str, batches: Sequence[int], settings: Settings) -> list[Mapping[str, NodeCost]]:
@@ -74,11 +72,12 @@ def predicted_nodes(path: Path | str, batches: Sequence[int], settings: Settings
         return [{} for _ in batches]
     model, costs = load_model(path), load_profile().protocol(settings.protocol)
     result: list[Mapping[str, NodeCost]] = []
+    reserves: Reserves = {}
     for number, batch in enumerate(batches):
         work = secure_work(model, batch, protocol=settings.protocol, ring_bits=settings.ring_bits)
         found = {}
         for item in work:
-            one = predict([item], settings.protocol, costs)
+            one = predict([item], settings.protocol, costs, reserves=reserves)
             opened = one.setup_bytes - costs.setup_bytes if number == 0 else 0
             spent = None if one.bytes is None else one.bytes + opened
             found[item.outputs[0]] = NodeCost(item.name, item.operator, spent, one.messages)

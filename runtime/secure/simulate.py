@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from autorep_fx.errors import PeerError
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.engine import require_spu
 from autorep_fx.runtime.secure.executables import Compiler, Executable, input_name, output_name, weight_name
 from autorep_fx.runtime.secure.frames import frame
+from autorep_fx.runtime.secure.in_memory import memory_links, together
 from autorep_fx.runtime.secure.profile import Counters
 from autorep_fx.runtime.secure.program import JaxProgram
 from autorep_fx.runtime.secure.protocols import Settings
@@ -23,7 +20,6 @@ from autorep_fx.runtime.secure.split import Split
 __all__ = ["SimulatedSession"]
 
 T = TypeVar("T")
-_sessions = itertools.count()
 
 
 class SimulatedSession:
@@ -48,9 +44,8 @@ class SimulatedSession:
         self.program = JaxProgram(split.program, settings)
         self.compiler = self._make_compiler()
         self._log, self._sharing = engine_log(), Sharing(settings)
-        self._timeout = timeout
         self._compiled: set[int] = set()
-        links = self._links()
+        links = memory_links(settings.of.parties, timeout)
         self._slices = self._together(lambda rank: Slice(links(rank), settings))
         weights = self.program.lay_out(split.weights)
         sent = sum(self._share(weight_name(i), value, settings.of.roles.index("server"))
@@ -103,35 +98,5 @@ class SimulatedSession:
         comparisons = comparisons_of(counters, self.settings, executable.comparisons)
         return Step(counters, seconds, executable.seconds if first else 0.0, comparisons, sent)
 
-    def _links(self) -> Callable[[int], Any]:
-        from spu import libspu
-
-        description = libspu.link.Desc()
-        description.id = f"autorep-{os.getpid()}-{next(_sessions)}"
-        description.recv_timeout_ms = int(self._timeout * 1000)
-        for rank in range(self.settings.of.parties):
-            description.add_party(f"party-{rank}", f"{description.id}-{rank}")
-        return lambda rank: libspu.link.create_mem(description, rank)
-
     def _together(self, function: Callable[[int], T]) -> list[T]:
-        """Call a function for every rank at once; a party that fails ends the others within the timeout."""
-        results: dict[int, T] = {}
-        failures: list[BaseException] = []
-
-        def work(rank: int) -> None:
-            try:
-                results[rank] = function(rank)
-            except BaseException as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=work, args=(r,), daemon=True) for r in range(self.settings.of.parties)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise PeerError(
-                "A simulated party failed.", received=str(failures[0]).splitlines()[0],
-                fix="Allow more time with --timeout; otherwise see the engine's log.",
-            ) from failures[0]  # fmt: skip
-        return [results[rank] for rank in sorted(results)]
+        return together(self.settings.of.parties, function)

@@ -60,7 +60,7 @@ def test_outputs_equal_the_clear_ones(protocol: str, model: Path, x: np.ndarray)
     if protocol in ("semi2k", "aby3"):
         assert value["predicted_bytes"] == value["measured_bytes"]
     else:
-        assert value["predicted_bytes"] is None and any("has no cost of" in note for note in value["notes"])
+        assert value["predicted_bytes"] == pytest.approx(value["measured_bytes"], rel=0.03)
     assert value["comparisons"] == 2 * sum(split_model(model).program.comparisons.values())
     assert value["measured_bytes"] > 0 and value["messages"] > 0
     assert value["threat_model"]["parties"] == list(PROTOCOLS[protocol].roles)

@@ -18,6 +18,7 @@ from autorep_fx.cost.network import Network
 from autorep_fx.cost.predict import Prediction, predict
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import load_profile
+from autorep_fx.cost.squares import opens_once
 from autorep_fx.errors import ConfigError
 from autorep_fx.models_zoo import create
 
@@ -49,18 +50,39 @@ MEAN2 = helper.make_node("AveragePool", ["x"], ["y"], name="n", kernel_shape=[2,
 @pytest.mark.parametrize(
     ("node", "shape", "protocol", "per_output", "messages"),
     [
-        (RELU, [N], "semi2k", 144, 8), (RELU, [N], "aby3", 172, 11), (RELU, [N], "cheetah", 98.5, None),
-        (SQUARE, [N], "semi2k", 40, 2), (SQUARE, [N], "aby3", 52, 3), (SQUARE, [N], "cheetah", 221.3, None),
+        (RELU, [N], "semi2k", 144, 8), (RELU, [N], "aby3", 172, 11), (SQUARE, [N], "aby3", 52, 3),
+        (SQUARE, [N], "semi2k", 24 + 16 / N, 2),  # 40 as a product: the factor is opened once, and one more number
         (POOL2, [1, 256, 256], "semi2k", 432, 16), (POOL3, [1, 256, 256], "semi2k", 1152, 32),
         (POOL2, [1, 256, 256], "aby3", 516, 22), (MEAN2, [1, 256, 256], "semi2k", 8, 1),
     ],
 )  # fmt: skip
 def test_operations_cost_what_was_measured(
-    node: onnx.NodeProto, shape: list[int], protocol: str, per_output: float, messages: int | None
+    node: onnx.NodeProto, shape: list[int], protocol: str, per_output: float, messages: int
 ) -> None:
     """Over all parties."""
     found = _predict(_graph([node], shape, {}), protocol)
     assert (found.bytes, found.messages) == (round(per_output * N), messages)
+
+
+@pytest.mark.parametrize(("node", "per_output", "messages"), [(RELU, (98.5, 102.6), 20), (SQUARE, (221.2, 221.4), 3)])
+def test_cheetah_costs_what_was_measured(node: onnx.NodeProto, per_output: tuple[float, float], messages: int) -> None:
+    """Of 16,384 elements; a comparison's share of the next transfers that it makes necessary lies in between."""
+    found = _predict(_graph([node], [N], {}), "cheetah")
+    assert found.bytes is not None
+    assert per_output[0] <= found.bytes / N <= per_output[1]
+    assert found.messages == messages
+
+
+def test_squares_open_once_where_the_profile_says_that_it_is_cheaper() -> None:
+    """The rule that the runtime follows is the profile's: a square of its own, and cheaper than a product."""
+    for name, protocol in load_profile().protocols.items():
+        square, product = protocol.operations.get("square"), protocol.operations.get("product")
+        cheaper = square is not None and product is not None and square.bytes < product.bytes
+        assert opens_once(name) == cheaper, name
+        assert square is None or (square.status == "measured" and square.messages == 1)
+    product_of_two = helper.make_node("Mul", ["x", "c"], ["y"], name="n")
+    found = _predict(_graph([product_of_two], [N], {"c": (N,)}), "semi2k")
+    assert (found.bytes, found.messages) == (40 * N, 2)
 
 
 def test_a_convolution_opens_every_pixel_once() -> None:
@@ -213,5 +235,12 @@ def test_the_command_prints_totals_nodes_and_json(tmp_path: Path) -> None:
     rows = {row["protocol"]: row for row in found["protocols"]}
     assert set(rows) == set(load_profile().protocols)
     assert rows["semi2k"]["bytes"] == 2 * 144 * N
-    assert rows["cheetah"]["predicted_link_seconds"] is None
+    assert rows["cheetah-paper"]["predicted_link_seconds"] is None
+    semi2k = rows["semi2k"]
+    assert semi2k["measured_compute_seconds"] > 0
+    assert semi2k["predicted_seconds"] == semi2k["predicted_link_seconds"] + semi2k["measured_compute_seconds"]
+    assert rows["delphi-gc"]["measured_compute_seconds"] is None
+    assert rows["delphi-gc"]["predicted_seconds"] is None
+    named = json.loads(CliRunner().invoke(app, ["cost", "predict", str(path), "--json", "--batch", "2"]).output)
+    assert named == found
     assert rows["delphi-gc"]["verified"] is False

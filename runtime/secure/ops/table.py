@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autorep_fx.cost.convolutions import multiplies_first
+from autorep_fx.cost.squares import opens_once
 from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping
 from autorep_fx.runtime.secure.ops.call import Operator
 from autorep_fx.runtime.secure.ops.shifted import SHIFTED_CONV
+from autorep_fx.runtime.secure.ops.squares import OPENED_ONCE
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.public import Node, PublicProgram
 
@@ -20,10 +22,14 @@ OPERATORS: Mapping[str, Operator] = {
 
 def operator_of(node: Node, settings: Settings | None) -> Operator:
     """The form of an operation that the protocol is charged least for; None for settings is the usual one."""
-    if settings is not None and node.operator == "Conv":
+    if settings is None:
+        return OPERATORS[node.operator]
+    if node.operator == "Conv":
         kernel, strides = (node.attributes.get(name, ()) for name in ("kernel_shape", "strides"))
         if kernel and multiplies_first(settings.protocol, settings.ring_bits, kernel, strides):
             return SHIFTED_CONV
+    if node.operator == "Mul" and len(set(node.inputs)) == 1 and opens_once(settings.protocol):
+        return OPENED_ONCE
     return OPERATORS[node.operator]
 
 
