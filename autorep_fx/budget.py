@@ -39,8 +39,8 @@ class Budget:
     Attributes:
         kind: ``comparisons`` (a number, which refers to the model's total per sample); ``fraction`` (which refers to
             the gateable comparisons); or ``bytes``, ``messages``, ``seconds`` of one query of one sample in a session,
-            after its set-up: bytes of all parties together, messages one after another, seconds on the network as
-            :mod:`autorep_fx.cost` predicts them.
+            after its set-up: bytes of all parties together, messages one after another, seconds of computation and
+            network, as :mod:`autorep_fx.cost` predicts them.
         value: Comparisons per sample, bytes or messages (int), the fraction in [0, 1], or seconds (float).
         protocol: Protocol of a cost profile, for bytes, messages and seconds; else None.
         network: ``lan``, ``wan`` or ``100Mbps,40ms``, for seconds; else None.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from autorep_fx.budget import Budget
 from autorep_fx.config import TransformConfig
-from autorep_fx.cost.charges import Tariff
 from autorep_fx.cost.onnx_count import load_model
 from autorep_fx.cost.predict import Prediction, predict
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import Profile, load_profile
+from autorep_fx.cost.tariff import Tariff
 from autorep_fx.errors import BudgetError
 from autorep_fx.export.graph_only import write_graph
 from autorep_fx.lowering import lower

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from autorep_fx.amounts import write_amount
-from autorep_fx.cost.charges import Tariff
+from autorep_fx.cost.tariff import Tariff
 from autorep_fx.errors import BudgetError, BudgetInfeasibleError
 from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.project_budget import ProjectBudgetPass
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Meter", "open_sites", "project_within"]
 
-# Each try lowers the model. Bytes are linear in what is kept, so that the second one is right; the others are for
-# channels that disappear, sites that close, and whatever else is not linear.
-_TRIES = 6
+# Each try lowers the model. Bytes are nearly linear in what is kept, so that the third one is right; the others are for
+# channels that disappear, sites that close, and calls of few elements under CHEETAH.
+_TRIES = 8
+# Where elements cost nothing, a budget is used up when nothing at all is left of it.
+_ANY = 1e-12
 
 
 class Meter(Protocol):
@@ -82,7 +84,10 @@ def project_within(gated: GatedModel, meter: Meter) -> float:
     allowed = gated.allowance.allowed
     while allowed not in tried and len(tried) < _TRIES:
         tried[allowed] = _spent_at(gated, meter, allowed)
-        allowed = _next(gated, meter, limit - tried[allowed])
+        wanted = _next(gated, meter, limit - tried[allowed])
+        below = [number for number, spent in tried.items() if spent <= limit]
+        above = [number for number, spent in tried.items() if spent > limit]
+        allowed = _between(wanted, max(below, default=_least(gated)), min(above, default=wanted + 1))
     fitting = [number for number, spent in tried.items() if spent <= limit]
     best = max(fitting) if fitting else _least(gated)
     spent = tried[best] if best in tried else _spent_at(gated, meter, best)
@@ -123,7 +128,7 @@ def _offer(gate: GatedActivation, worth: np.ndarray[tuple[int], np.dtype[np.floa
     """A site's prices: each comparison of an element waits for the one before, those of a pool in rounds."""
     tariff, each = meter.tariff, gate.site.comparisons_per_element
     steps = math.ceil(math.log2(each + 1)) if gate.site.kind.startswith("max_pool") else each
-    squares = tariff.square * gate.site.elements + tariff.of_calls("product", "truncation")
+    squares = tariff.square * gate.site.elements + tariff.of_calls(*tariff.squaring)
     return SiteOffer(
         gate.site.name, worth, gate.unit_cost, steps * tariff.of_calls("compare", "select"),
         squares if gate.degree == 2 else 0.0,
@@ -134,22 +139,23 @@ def _measured_choice(gated: GatedModel, meter: Meter, offers: list[SiteOffer], r
     """The choice of most comparisons that is within the budget when it is lowered."""
     limit, comparison = float(gated.allowance.budget.value), meter.tariff.comparison
     best: Masks = {offer.name: np.zeros(len(offer.worth), dtype=bool) for offer in offers}
-    most, last = -1, dict[str, bytes]()
+    most, low, high = -1, 0.0, math.inf  # rooms that are known to be small enough, and too large
+    room = min(room, sum(offer.entry + offer.comparisons * comparison for offer in offers))  # no choice costs more
     for _ in range(_TRIES):
         masks = choose_units(offers, room, comparison)
-        states = {name: mask.tobytes() for name, mask in masks.items()}
-        if states == last:
-            break
-        last = states
         for name, mask in masks.items():
             kept = gated.gates[name].kept
             kept.copy_(torch.from_numpy(mask).view(kept.shape))
         spare = limit - meter.spent(gated)
-        if spare >= 0 and gated.kept > most:
-            best, most = masks, gated.kept
-        if 0 <= spare < comparison:
+        if spare >= 0:
+            low = max(low, room)
+            best, most = (masks, gated.kept) if gated.kept > most else (best, most)
+        else:
+            high = min(high, room)
+        if 0 <= spare < max(comparison, _ANY) or high - low <= comparison:
             break
-        room += spare
+        wanted = room + (spare if spare >= 0 else min(spare, -comparison))
+        room = wanted if low < wanted < high else (low + high) / 2
     return best
 
 
@@ -162,6 +168,11 @@ def _keep(gated: GatedModel, allowed: int) -> None:
     """Project onto so many comparisons."""
     gated.allowance = replace(gated.allowance, allowed=allowed)
     ProjectBudgetPass(allowed)(gated.network)
+
+
+def _between(wanted: int, low: int, high: int) -> int:
+    """``wanted``, or the middle where it is not between what is known to fit and what is known not to."""
+    return wanted if low <= wanted < high else (low + high) // 2
 
 
 def _least(gated: GatedModel) -> int:

@@ -24,6 +24,7 @@ from autorep_fx.errors import BudgetError, BudgetInfeasibleError, ConfigError
 
 # Polynomials that cost nothing, so that what a site is charged is its comparisons alone.
 _LINEAR = {"polynomials": {"degree": 1}}
+_UNCHECKED = {"protocol": "cryptflow2", "allow_unverified": True}
 
 
 def _model(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
@@ -89,15 +90,15 @@ def test_seconds_count_latency_and_bandwidth(tmp_path: Path) -> None:
     """Where latency rules, few sites compare, each of them wholly; where bandwidth does, all of them do in part."""
     link = "1Gbps,40ms"
     slow = autorep_fx.transform(_model(), f"900ms@semi2k/{link}", example_inputs=_inputs(), config=_LINEAR)
-    spent = _predicted(slow, tmp_path, "semi2k").link_seconds(Network.parse(link))
+    spent = _predicted(slow, tmp_path, "semi2k").seconds(Network.parse(link))
     assert spent is not None
     assert spent <= 0.9
     assert all(site.kept_elements in (0, site.elements) for site in slow.plan.sites)
     assert 0 < sum(number > 0 for number in _kept(slow)) < 3
-    narrow = autorep_fx.transform(_model(), "160ms@semi2k/1Mbps,0.01ms", example_inputs=_inputs())
-    spent = _predicted(narrow, tmp_path, "semi2k").link_seconds(Network.parse("1Mbps,0.01ms"))
+    narrow = autorep_fx.transform(_model(), "230ms@semi2k/1Mbps,0.01ms", example_inputs=_inputs())
+    spent = _predicted(narrow, tmp_path, "semi2k").seconds(Network.parse("1Mbps,0.01ms"))
     assert spent is not None
-    assert 0.158 < spent <= 0.16
+    assert 0.225 < spent <= 0.23
     assert min(_kept(narrow)) > 0
 
 
@@ -143,11 +144,12 @@ def test_what_cannot_be_held_is_refused() -> None:
         ("9MB@semi3k", ConfigError, "semi2k"),
         ("1s@semi2k/moon", ConfigError, "no network"),
         ("9MB@delphi-gc", BudgetError, "unverified"),
-        ("9messages@cheetah", BudgetError, "how many messages"),
+        ({**_UNCHECKED, "bytes": 9}, BudgetError, "does not tell what product"),
+        ({**_UNCHECKED, "seconds": 9, "network": "lan"}, BudgetError, "how long"),
     ]
-    for text, kind, reason in cases:
+    for budget, kind, reason in cases:
         with pytest.raises(kind, match=reason):
-            autorep_fx.transform(model, text, example_inputs=x)
+            autorep_fx.transform(model, budget, example_inputs=x)
     with pytest.raises(BudgetError, match="Sigmoid"):
         autorep_fx.transform(_model(nn.SiLU), "40kB@semi2k", example_inputs=x)
 
@@ -160,25 +162,31 @@ def test_a_site_has_no_budget_in_bytes() -> None:
         )
 
 
-def _profile(folder: Path, **square: float) -> Path:
-    """The profile of the package, with other prices of products under SEMI2K."""
-    stated = json.loads((files("autorep_fx.cost") / "profiles" / "spu-0.9.5.json").read_text())
-    stated["protocols"]["semi2k"]["operations"]["product"] |= square
-    path = folder / "profile.json"
-    path.write_text(json.dumps(stated))
-    return path
-
-
 def test_where_squares_cost_more_than_comparisons_the_rest_is_linear(tmp_path: Path) -> None:
-    """As under CHEETAH; the profile is the one that the settings name, and a degree that is asked for stays."""
-    config: dict[str, Any] = {"cost": {"profile": str(_profile(tmp_path, bytes=400.0))}}
-    budget = Budget.bytes("40kB", protocol="semi2k")
-    compiled = autorep_fx.transform(_model(), budget, example_inputs=_inputs(), config=config)
+    """Under CHEETAH; a degree that is asked for stays."""
+    budget = Budget.bytes("2.2MB", protocol="cheetah")
+    compiled = autorep_fx.transform(_model(), budget, example_inputs=_inputs())
+    spent = _predicted(compiled, tmp_path, "cheetah").bytes
+    assert spent is not None
+    assert 2_150_000 < spent <= 2_200_000
     assert {site.degree for site in compiled.plan.sites} == {1}
     assert any("replaced units are linear" in note for note in compiled.notes)
-    dear = {**config, "polynomials": {"degree": 2}}
-    with pytest.raises(BudgetInfeasibleError, match="replaced"):
-        autorep_fx.transform(_model(), budget, example_inputs=_inputs(), config=dear)
+    with pytest.raises(BudgetError, match=r"above|below"):
+        autorep_fx.transform(_model(), "9GB@cheetah", example_inputs=_inputs(), config={"polynomials": {"degree": 2}})
+
+
+def test_the_profile_is_the_one_that_is_named(tmp_path: Path) -> None:
+    """With comparisons at twice the price about half of them are left."""
+    stated = json.loads((files("autorep_fx.cost") / "profiles" / "spu-0.9.5.json").read_text())
+    stated["protocols"]["semi2k"]["operations"]["compare"]["bytes"] *= 2
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(stated))
+    budget = Budget.bytes("30kB", protocol="semi2k")
+    cheap, dear = (
+        autorep_fx.transform(_model(), budget, example_inputs=_inputs(), config={**_LINEAR, **extra})
+        for extra in ({}, {"cost": {"profile": str(path)}})
+    )
+    assert 0.4 < dear.comparisons / cheap.comparisons < 0.7
 
 
 def test_budgets_in_bytes_in_a_sweep() -> None:
