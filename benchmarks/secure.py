@@ -14,9 +14,10 @@ All parties are simulated in one process, on one sample per query. Forms of a mo
 
 Weights are random, with norm statistics of random inputs: what is sent does not depend on them, and accuracy is not
 measured. After the set-up a first query is run, which in SEMI2K opens the weights and in CHEETAH pays for the rest of
-the set-up; then come the queries that are reported, with the median of their seconds. A comparison's bytes are checked
-by the package in every run. Rows are kept in `benchmarks/results/secure.jsonl`, one per model, form, protocol and link,
-and not run again unless `--again`; the table is `secure.md`.
+the set-up; then come the queries that are reported, in turns with the other forms of a call, with the median of their
+seconds. A comparison's bytes are checked by the package in every run. Rows are kept in
+`benchmarks/results/secure.jsonl`, one per model, form, protocol and link, and not run again unless `--again`; the table
+is `secure.md`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import argparse
 import os
 import statistics
 import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from autorep_fx.runtime.session import Session
 MODELS = {"lenet": ("zoo:lenet", (1, 28, 28), 650), "resnet18": ("zoo:resnet18", (3, 32, 32), 12_900)}
 FORMS = ("stock", "relu", "quadratic", "mixed", "linear")
 PROTOCOLS = ("semi2k", "aby3", "cheetah")
+_SAID = ("model", "form", "protocol", "bytes")
 
 
 def main() -> None:
@@ -65,13 +67,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     for protocol in options.protocols:
-        for form in options.forms:
-            key = {"model": options.model, "form": form, "protocol": protocol, "link": "memory"}
-            if not options.again and have(options.out, key):
-                continue
-            row = {**key, **measured(options.model, form, protocol, options), **conditions()}
+        keys = {form: {"model": options.model, "form": form, "protocol": protocol, "link": "memory"}
+                for form in options.forms}  # fmt: skip
+        wanted = [form for form, key in keys.items() if options.again or not have(options.out, key)]
+        for form, found in measured(options.model, wanted, protocol, options).items():
+            row = {**keys[form], **found, **conditions()}
             keep(options.out, row)
-            print({name: row[name] for name in (*key, "bytes", "seconds", "first_query_bytes")}, file=sys.stderr)
+            print({name: row[name] for name in (*_SAID, "seconds", "first_query_bytes")}, file=sys.stderr)
     print(write_table(options.out))
 
 
@@ -113,31 +115,52 @@ def shares(model: str, form: str, folder: Path) -> dict[str, int]:
     return found
 
 
-def measured(model: str, form: str, protocol: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: set-up, first query, and the queries after it."""
-    path, settings = exported(model, form, options.work), Settings(protocol)
+@dataclass
+class Started:
+    """A session after its first query."""
+
+    session: SimulatedSession
+    path: Path
+    first: Step
+    max_error: float
+    later: list[Step] = field(default_factory=list)
+
+
+def measured(model: str, forms: list[str], protocol: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """A row per form: set-up, first query, and the queries after it, for which the forms take turns."""
     x = np.random.default_rng(0).standard_normal((1, *MODELS[model][1])).astype(np.float32)
-    [reference] = Session(path, "cpu").run(x)
-    load_before, start = os.getloadavg()[0], time.perf_counter()
-    session = (StockSession if form == "stock" else SimulatedSession)(
-        split_model(path), settings, timeout=options.timeout
-    )
-    [y], first = session.query([x])
-    later = [session.query([x])[1] for _ in range(options.queries)]
-    step = later[-1]
-    kernel = step.counters.kernels[settings.of.compares]
+    sessions = {form: started(exported(model, form, options.work), form, protocol, x, options) for form in forms}
+    for _ in range(options.queries):
+        for item in sessions.values():
+            item.later.append(item.session.query([x])[1])
     return {
-        "elements": shares(model, form, options.work),
-        "comparisons": step.comparisons, "comparison_bytes": kernel.bytes,
-        "comparison_bytes_each": settings.comparison_bytes,
-        "bytes": step.counters.bytes, "messages": step.counters.messages,
-        "messages_by_rank": sorted(step.counters.by_run),
+        form: {"elements": shares(model, form, options.work), **figures(item, form, Settings(protocol))}
+        for form, item in sessions.items()
+    }
+
+
+def started(path: Path, form: str, protocol: str, x: Any, options: argparse.Namespace) -> Started:
+    """Set a session up, run the first query and compare it with onnxruntime."""
+    make = StockSession if form == "stock" else SimulatedSession
+    session = make(split_model(path), Settings(protocol), timeout=options.timeout)
+    [y], first = session.query([x])
+    [reference] = Session(path, "cpu").run(x)
+    return Started(session, path, first, float(np.abs(y - reference).max()))
+
+
+def figures(item: Started, form: str, settings: Settings) -> dict[str, Any]:
+    """What a row says of a session."""
+    step, first, setup = item.later[-1], item.first, item.session.setup
+    seconds = [query.seconds for query in item.later]
+    return {
+        "comparisons": step.comparisons, "comparison_bytes": step.counters.kernels[settings.of.compares].bytes,
+        "comparison_bytes_each": settings.comparison_bytes, "bytes": step.counters.bytes,
+        "messages": step.counters.messages, "messages_by_rank": sorted(step.counters.by_run),
         "first_query_bytes": first.counters.bytes, "first_query_seconds": first.seconds,
-        "setup_bytes": _bytes(session.setup), "setup_seconds": session.setup.seconds if session.setup else 0.0,
-        "seconds": statistics.median(item.seconds for item in later), "all_seconds": [item.seconds for item in later],
-        "n": len(later), "compile_seconds": first.compile_seconds, "wall_seconds": time.perf_counter() - start,
-        "predicted": predicted(path, form, settings), "max_error": float(np.abs(y - reference).max()),
-        "load_before": load_before, "share_bytes": step.share_bytes,
+        "setup_bytes": setup.counters.bytes if setup else 0, "setup_seconds": setup.seconds if setup else 0.0,
+        "seconds": statistics.median(seconds), "all_seconds": seconds, "n": len(seconds),
+        "compile_seconds": first.compile_seconds, "predicted": predicted(item.path, form, settings),
+        "max_error": item.max_error, "load": os.getloadavg()[0], "share_bytes": step.share_bytes,
     }  # fmt: skip
 
 
@@ -153,10 +176,6 @@ def predicted(path: Path, form: str, settings: Settings) -> dict[str, int | None
         assert first is None or found.bytes is None or first == found.bytes + opened
     bytes_ = None if found.bytes is None else found.bytes + (opened if stock else 0)
     return {"bytes": bytes_, "messages": found.messages}
-
-
-def _bytes(step: Step | None) -> int:
-    return step.counters.bytes if step else 0
 
 
 if __name__ == "__main__":

@@ -74,11 +74,12 @@ the same in a session of this package; the others are compiled without data. Wei
 elements and of those replaced by quadratics and by straight lines are stated, accuracy is not measured here.
 Predictions are those of a later query, measured minus predicted; under ABY3 zeros of a padding are shared besides, 24
 bytes at a time, and a message less where the busiest party changes between operations. `bytes once` is the set-up and
-what the first query sends more than later ones."""
+what the first query sends more than later ones. Beside the seconds: how many queries, and how many processes wanted to
+run on the machine, these among them; seconds at different loads do not compare."""
 
 _COLUMNS = (
     "model", "protocol", "form", "% kept / quadratic / linear", "comparisons", "bytes a query", "of stock",
-    "predicted", "messages", "predicted", "bytes once", "seconds (median, n)", "largest error",
+    "predicted", "messages", "predicted", "bytes once", "seconds (median; n, load)", "largest error",
 )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def _header(columns: Sequence[str]) -> list[str]:
 
 
 def _seconds(row: Mapping[str, Any]) -> str:
-    return f"{row['seconds']:.2f} ({row['n']})"
+    return f"{row['seconds']:.2f} ({row['n']}, {row['load']:.0f})"
 
 
 def _shares(elements: Mapping[str, int]) -> str:
@@ -135,7 +136,7 @@ shapes each direction of each connection. Seconds are the slowest party's execut
 
 
 def _linked(rows: list[dict[str, Any]]) -> list[str]:
-    columns = ("model", "protocol", "form", "link", "seconds (median, n)", "messages of the busiest party")
+    columns = ("model", "protocol", "form", "link", "seconds (median; n, load)", "messages of the busiest party")
     return [*_LINKED.splitlines(), "", *_header(columns)] + [
         f"| {row['model']} | {row['protocol']} | {row['form']} | {row['link']} | {_seconds(row)} | "
         f"{row['messages_of_one']:,} |"
