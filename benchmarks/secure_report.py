@@ -36,7 +36,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         row = json.loads(line)
         found[tuple(row[name] for name in _KEY)] = row
-    return list(found.values())
+    order = [*TARGETS]
+    return sorted(found.values(), key=lambda row: (row["model"], order.index(row["protocol"]), row["link"] != "memory"))
 
 
 def have(folder: Path, key: Mapping[str, str]) -> bool:
@@ -62,7 +63,7 @@ def write_table(folder: Path) -> str:
     linked = [row for row in rows if row["link"] != "memory"]
     lines = ["# Secure inference of compiled models against stock", "", *_simulated(simulated)]
     lines += ["", *_linked(linked)] if linked else []
-    lines += ["", *_stated(rows)]
+    lines += ["", *_not_run(simulated), *_stated(rows)]
     text = "\n".join(lines) + "\n"
     (folder / "secure.md").write_text(text, encoding="utf-8")
     return text
@@ -85,12 +86,12 @@ _COLUMNS = (
 
 def _simulated(rows: list[dict[str, Any]]) -> list[str]:
     lines = [*_SIMULATED.splitlines(), "", *_header(_COLUMNS)]
-    stock = {(row["model"], row["protocol"]): row["bytes"] for row in rows if row["form"] == "stock"}
+    stock = {_pair(row): row["bytes"] for row in rows if row["form"] == "stock"}
     for row in rows:
         told, messages = row["predicted"], max(row["messages_by_rank"])
         cells = [
             row["model"], row["protocol"], row["form"], _shares(row["elements"]), f"{row['comparisons']:,}",
-            f"{row['bytes']:,}", _ratio(row, stock.get((row["model"], row["protocol"]))),
+            f"{row['bytes']:,}", _ratio(row, stock.get(_pair(row))),
             _difference(told["bytes"], row["bytes"]), f"{messages:,}", _difference(told["messages"], messages),
             f"{row['setup_bytes'] + row['first_query_bytes'] - row['bytes']:,}", _seconds(row),
             f"{row['max_error']:.1g}",
@@ -142,6 +143,16 @@ def _linked(rows: list[dict[str, Any]]) -> list[str]:
         f"{row['messages_of_one']:,} |"
         for row in rows
     ]
+
+
+def _not_run(rows: list[dict[str, Any]]) -> list[str]:
+    models = sorted({row["model"] for row in rows})
+    missing = [f"{m} under {p}" for m in models for p in TARGETS if (m, p) not in {_pair(row) for row in rows}]
+    return [f"Not run: {', '.join(missing)}.", ""] if missing else []
+
+
+def _pair(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["model"], row["protocol"]
 
 
 def _stated(rows: list[dict[str, Any]]) -> list[str]:
