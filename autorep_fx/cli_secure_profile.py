@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from autorep_fx.errors import ConfigError
 
@@ -57,7 +57,7 @@ def print_profile(result: SecureRun) -> None:
     assert result.profile is not None
     rows = sorted(result.profile.calls, key=lambda row: -row.measured_bytes)
     sending = [row for row in rows if row.measured_bytes]
-    table = Table("call", title="Bytes by call, the most first", title_justify="left")
+    table = Table(Column("call", overflow="fold"), title="Bytes by call, the most first", title_justify="left")
     for name in ("comparisons", "predicted bytes", "measured bytes", "messages", "seconds"):
         table.add_column(name, justify="right")
     for row in sending[:_MOST]:
