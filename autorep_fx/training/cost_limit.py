@@ -31,6 +31,8 @@ __all__ = ["Meter", "open_sites", "project_within"]
 _TRIES = 8
 # Where elements cost nothing, a budget is used up when nothing at all is left of it.
 _ANY = 1e-12
+# What brings a kept element to the scale in which the polynomials of its channel are stored.
+_MIXING = ("product", "truncation")
 
 
 class Meter(Protocol):
@@ -63,7 +65,7 @@ def open_sites(gated: GatedModel, meter: Meter, seed: int) -> None:
     for name, gate in gated.gates.items():
         gate.kept.copy_(before[name])
     worth = measured_errors(gated, gated.sample, seed)
-    offers = [_offer(gate, worth[name].flatten().cpu().double().numpy(), meter) for name, gate in gates.items()]
+    offers = [_offer(gate, worth[name].flatten().cpu().double().numpy(), meter.tariff) for name, gate in gates.items()]
     masks = _measured_choice(gated, meter, offers, room)
     for name, gate in gates.items():
         kept = int(masks[name].sum())
@@ -124,20 +126,27 @@ def _room(gated: GatedModel, meter: Meter) -> float:
     return limit - spent["replaced"]
 
 
-def _offer(gate: GatedActivation, worth: np.ndarray[tuple[int], np.dtype[np.float64]], meter: Meter) -> SiteOffer:
+def _comparison(gated: GatedModel, tariff: Tariff) -> float:
+    """Price of a comparison of a site that is kept in part: kept elements are brought to the scale of the others."""
+    mixed = any(gate.granularity == "element" for gate in gated.gates.values())
+    return tariff.comparison + (tariff.of_elements(*_MIXING) if mixed else 0.0)
+
+
+def _offer(gate: GatedActivation, worth: np.ndarray[tuple[int], np.dtype[np.float64]], tariff: Tariff) -> SiteOffer:
     """A site's prices: each comparison of an element waits for the one before, those of a pool in rounds."""
-    tariff, each = meter.tariff, gate.site.comparisons_per_element
+    each, mixed = gate.site.comparisons_per_element, gate.granularity == "element"
     steps = math.ceil(math.log2(each + 1)) if gate.site.kind.startswith("max_pool") else each
-    squares = tariff.square * gate.site.elements + tariff.of_calls(*tariff.squaring)
+    mixing = tariff.of_calls(*_MIXING) if mixed else 0.0
+    squares = tariff.square * gate.site.elements + tariff.of_calls(*tariff.squaring) if gate.degree == 2 else 0.0
     return SiteOffer(
-        gate.site.name, worth, gate.unit_cost, steps * tariff.of_calls("compare", "select"),
-        squares if gate.degree == 2 else 0.0,
+        gate.site.name, worth, gate.unit_cost, steps * tariff.of_calls("compare", "select") + mixing, squares + mixing,
+        tariff.of_elements(*_MIXING) if mixed else 0.0,
     )  # fmt: skip
 
 
 def _measured_choice(gated: GatedModel, meter: Meter, offers: list[SiteOffer], room: float) -> Masks:
     """The choice of most comparisons that is within the budget when it is lowered."""
-    limit, comparison = float(gated.allowance.budget.value), meter.tariff.comparison
+    limit, comparison = float(gated.allowance.budget.value), _comparison(gated, meter.tariff)
     best: Masks = {offer.name: np.zeros(len(offer.worth), dtype=bool) for offer in offers}
     most, low, high = -1, 0.0, math.inf  # rooms that are known to be small enough, and too large
     room = min(room, sum(offer.entry + offer.comparisons * comparison for offer in offers))  # no choice costs more
@@ -183,7 +192,7 @@ def _least(gated: GatedModel) -> int:
 
 def _next(gated: GatedModel, meter: Meter, spare: float) -> int:
     """How many comparisons to try next; the present number where that is as close as units and prices allow."""
-    allowed, price, common = gated.allowance.allowed, meter.tariff.comparison, gated.pots()[-1]
+    allowed, price, common = gated.allowance.allowed, _comparison(gated, meter.tariff), gated.pots()[-1]
     open_units = [gate.unit_cost for gate in common.gates if not bool(gate.kept.all())]
     if not price or not common.gates or (spare >= 0 and (not open_units or spare < price * min(open_units))):
         return allowed

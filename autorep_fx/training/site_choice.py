@@ -29,14 +29,16 @@ class SiteOffer:
         worth: ``(units,)`` non-negative: what is lost where a unit is replaced.
         unit_comparisons: Nominal comparisons of one unit.
         entry: Price of keeping any of it.
-        polynomial: Price of replacing any of it, which is saved where all of it is kept.
+        saved: What is saved where all of it is kept: its polynomial, and the calls that mix kept and replaced units.
+        mixing: What a comparison costs less there, since nothing is mixed.
     """
 
     name: str
     worth: npt.NDArray[np.float64]
     unit_comparisons: int
     entry: float
-    polynomial: float
+    saved: float
+    mixing: float = 0.0
 
     @property
     def comparisons(self) -> int:
@@ -53,7 +55,7 @@ def choose_units(offers: Sequence[SiteOffer], room: float, comparison: float) ->
     Args:
         offers: The sites.
         room: Price that may be paid beyond that of replacing everything.
-        comparison: Price of one nominal comparison, without a site's entry.
+        comparison: Price of one nominal comparison of a site that is kept in part, without its entry.
 
     Returns:
         Site name → ``(units,)`` what is kept; False everywhere for a closed site.
@@ -88,8 +90,8 @@ def _per_price(worth: float, price: float) -> float:
 
 
 def _charge(offer: SiteOffer, comparison: float) -> float:
-    """Price of opening a site: where elements cost nothing it is kept whole, which saves its polynomial."""
-    return offer.entry if comparison else offer.entry - offer.polynomial
+    """Price of opening a site: where elements cost nothing it is kept whole."""
+    return offer.entry if comparison else offer.entry - offer.saved
 
 
 def _fill(offers: Sequence[SiteOffer], room: float, comparison: float) -> Masks:
@@ -110,6 +112,6 @@ def _fill(offers: Sequence[SiteOffer], room: float, comparison: float) -> Masks:
 
 def _completed(offer: SiteOffer, kept: npt.NDArray[np.bool_], comparison: float) -> npt.NDArray[np.bool_]:
     """All of a site, where that costs no more than the part of it that is kept and the polynomial of the rest."""
-    missing = int((~kept).sum()) * offer.unit_comparisons
-    whole = kept.any() and missing * comparison <= offer.polynomial
-    return np.ones_like(kept) if whole else kept
+    part = int(kept.sum()) * offer.unit_comparisons * comparison
+    whole = offer.comparisons * (comparison - offer.mixing) - offer.saved
+    return np.ones_like(kept) if kept.any() and whole <= part else kept

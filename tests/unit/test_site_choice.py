@@ -12,17 +12,19 @@ from hypothesis import strategies as st
 from autorep_fx.training.site_choice import SiteOffer, choose_units
 
 
-def _offer(name: str, worth: list[float], *, entry: float = 0.0, polynomial: float = 0.0, unit: int = 1) -> SiteOffer:
-    return SiteOffer(name, np.array(worth, dtype=np.float64), unit, entry, polynomial)
+def _offer(
+    name: str, worth: list[float], *, entry: float = 0.0, saved: float = 0.0, unit: int = 1, mixing: float = 0.0
+) -> SiteOffer:  # fmt: skip
+    return SiteOffer(name, np.array(worth, dtype=np.float64), unit, entry, saved, mixing)
 
 
 def _price(offers: list[SiteOffer], kept: dict[str, np.ndarray], comparison: float) -> float:
     """What a choice costs beyond everything replaced."""
     total = 0.0
     for offer in offers:
-        mask = kept[offer.name]
-        total += int(mask.sum()) * offer.unit_comparisons * comparison
-        total += offer.entry * bool(mask.any()) - offer.polynomial * bool(mask.all())
+        mask, each = kept[offer.name], comparison - offer.mixing * bool(kept[offer.name].all())
+        total += int(mask.sum()) * offer.unit_comparisons * each
+        total += offer.entry * bool(mask.any()) - offer.saved * bool(mask.all())
     return total
 
 
@@ -43,7 +45,7 @@ def test_a_site_of_which_little_would_be_kept_is_closed() -> None:
 
 def test_where_elements_are_free_sites_are_kept_whole() -> None:
     """Messages: what counts is which sites compare at all, and a site without a polynomial saves its messages."""
-    offers = [_offer("a", [1, 1], entry=9, polynomial=2), _offer("b", [9, 0], entry=9, polynomial=2)]
+    offers = [_offer("a", [1, 1], entry=9, saved=2), _offer("b", [9, 0], entry=9, saved=2)]
     kept = choose_units(offers, 7.0, 0.0)
     assert kept["a"].tolist() == [False, False]
     assert kept["b"].tolist() == [True, True]
@@ -52,8 +54,13 @@ def test_where_elements_are_free_sites_are_kept_whole() -> None:
 
 def test_what_costs_more_replaced_than_kept_is_kept_whole() -> None:
     """One unit is missing at a price of 10, the polynomial of the site costs 40."""
-    kept = choose_units([_offer("a", [3, 2, 1], polynomial=40)], 20.0, 10.0)
+    kept = choose_units([_offer("a", [3, 2, 1], saved=40)], 20.0, 10.0)
     assert kept["a"].all()
+
+
+def test_what_costs_less_unmixed_is_kept_whole() -> None:
+    """Two of three units at 10 each, or all three at 6."""
+    assert choose_units([_offer("a", [3, 2, 1], mixing=4)], 20.0, 10.0)["a"].all()
 
 
 @given(st.data())
@@ -64,7 +71,8 @@ def test_no_choice_costs_more_than_the_room(data: st.DataObject) -> None:
     offers = [
         _offer(
             f"s{i}", [float(w) for w in data.draw(st.lists(numbers, min_size=1, max_size=5))],
-            entry=float(data.draw(numbers)), polynomial=float(data.draw(numbers)), unit=data.draw(st.integers(1, 3)),
+            mixing=comparison * data.draw(st.sampled_from([0.0, 0.5])),
+            entry=float(data.draw(numbers)), saved=float(data.draw(numbers)), unit=data.draw(st.integers(1, 3)),
         )
         for i in range(data.draw(st.integers(1, 4)))
     ]  # fmt: skip
