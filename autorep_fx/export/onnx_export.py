@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import replace
@@ -16,13 +17,14 @@ from autorep_fx.errors import ParityError, UnsupportedModelError
 from autorep_fx.export.graph_only import on_cpu, shape_metadata
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.translate import translate
-from autorep_fx.export.verify import METADATA, Verification, verify
+from autorep_fx.export.verify import METADATA, TOLERANCE, Verification, verify
 from autorep_fx.export.write import write_model
 from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
 from autorep_fx.passes.sizes import at_sizes, other_sizes
+from autorep_fx.passes.stages import largest_difference
 from autorep_fx.plan import Plan
 from autorep_fx.versions import installed
 
@@ -91,7 +93,7 @@ def export_onnx(
     with atomic_files(path) as temporary:
         write_model(model, temporary)
         del model  # onnxruntime has weights of its own
-        verification = verify(temporary)
+        verification = _verified(temporary, module, example, dtype)
         if verification.comparisons != plan.comparisons:
             raise ParityError(
                 "The exported graph does not spend what the plan says.",
@@ -99,6 +101,29 @@ def export_onnx(
                 fix="This is a defect of the lowering or the exporter: report it with the model.",
             )
     return verification
+
+
+def _verified(path: Path, module: CapturedModule, example: ExampleInputs, dtype: str) -> Verification:
+    """Verify the file; where its outputs differ, see whether rounding decides them in PyTorch already.
+
+    Raises:
+        ParityError: They differ.
+        UnsupportedModelError: They differ, and so do those of the module from its own in float64.
+    """
+    try:
+        return verify(path)
+    except ParityError as error:
+        exact = copy.deepcopy(module).double()
+        with torch.no_grad():
+            moved = largest_difference(example.call(module), example.to(dtype=torch.float64).call(exact))
+        if moved <= TOLERANCE[dtype]:
+            raise
+        said = f"in PyTorch alone those in {dtype} differ from those in float64 by {moved:.2g} of the largest"
+        raise UnsupportedModelError(
+            [f"rounding decides its outputs: {said}"],
+            fix="Compile a trained model: layers that were never trained may amplify rounding from one to the next. "
+            "Otherwise fewer replaced sites, or polynomials: {degree: 1}, may hold it back.",
+        ) from error  # fmt: skip
 
 
 def _check_range(module: CapturedModule, example: ExampleInputs) -> None:

@@ -20,13 +20,14 @@ from autorep_fx.cost.onnx_count import count_onnx, load_model
 from autorep_fx.errors import ModelFileError, ParityError
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, reference_inputs
 
-__all__ = ["BATCHES", "METADATA", "Verification", "verify"]
+__all__ = ["BATCHES", "METADATA", "TOLERANCE", "Verification", "verify"]
 
 BATCHES = (1, 2, 3, SAMPLES)
 #: Prefix of this project's keys in the metadata of an ONNX file.
 METADATA = "autorep_fx."
 # Largest difference relative to the largest output; float16 carries 11 bits.
-_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
+#: Largest difference, relative to the largest output.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def verify(path: Path | str) -> Verification:
     parity = json.loads(metadata["parity"])
     cases = [_Case.from_json(case) for case in (parity, *parity.get("other_sizes", ()))]
     batches = BATCHES if "batch" not in metadata else (int(metadata["batch"]),)
-    worst, found = _parity(Path(path), cases, batches, _TOLERANCE[metadata.get("dtype", "float32")])
+    worst, found = _parity(Path(path), cases, batches, TOLERANCE[metadata.get("dtype", "float32")])
     problems += found
     if problems:
         raise ParityError(

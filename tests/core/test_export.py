@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import autorep_fx
-from autorep_fx.errors import DataError, DeviceError, ModelFileError, OutputError, ParityError
+from autorep_fx.errors import DataError, DeviceError, ModelFileError, OutputError, ParityError, UnsupportedModelError
 from autorep_fx.export.verify import BATCHES, verify
 from autorep_fx.runtime import Session
 from nets import TinyNet, batches, trained_norms
@@ -259,3 +259,26 @@ def test_zeros_that_are_padded_before_a_max_pooling_stay_zeros(pad: Any, tmp_pat
     found = autorep_fx.runtime.Session(tmp_path / "model.onnx")(x.numpy())
     assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
     assert bool((model(x)[:, :, 0] == 1).all())
+
+
+class Chaos(nn.Module):
+    """A network whose last steps double every difference forty times: 4·x·(1 − x) on (0, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.head(self.relu(self.conv(x))))
+        for _ in range(40):
+            x = 4 * x * (1 - x)
+        return x
+
+
+def test_a_model_that_amplifies_rounding_is_named(tmp_path: Path) -> None:
+    """No runtime can agree with another on it: that is told, not a defect of the export; and nothing is written."""
+    torch.manual_seed(0)
+    compiled = autorep_fx.transform(Chaos(), "50%", example_inputs=torch.randn(4, 3, 8, 8))
+    with pytest.raises(UnsupportedModelError, match=r"rounding decides its outputs: .* those in float32 differ"):
+        compiled.export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

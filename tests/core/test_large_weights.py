@@ -101,7 +101,7 @@ def test_a_failure_leaves_what_was_there(
     """Failed parity touches nothing; where the data cannot be put in place, there is no model that lacks it."""
     (tmp_path / "model.onnx").write_bytes(b"earlier")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autorep_fx.export.verify._TOLERANCE", {"float32": -1.0})
+        patch.setattr("autorep_fx.export.verify.TOLERANCE", {"float32": -1.0})
         with pytest.raises(ParityError):
             compiled.export(tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
