@@ -14,7 +14,7 @@ from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.channel_groups import ChannelWalk
 from autorep_fx.passes.channel_spaces import Layout
 from autorep_fx.passes.channel_views import argument
-from autorep_fx.passes.graphs import add_buffer, drop_unused_buffers, finish, node_shape
+from autorep_fx.passes.graphs import Constants, add_buffer, drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.insert_gates import gate_of
 from autorep_fx.passes.linear_ops import LinearOp, constant_of, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -48,6 +48,7 @@ class ChannelEdit:
         self.declined = self.walk.spaces.declined()
         self.orders: dict[int, Tensor] = {}
         self.names: Counter[str] = Counter()
+        self._constants = Constants(module)
         self.readers: dict[int, list[fx.Node]] = defaultdict(list)
         for node in module.graph.nodes:
             for root in {self.root(value) for value in (node, *node.all_input_nodes)} - {None}:
@@ -163,3 +164,4 @@ class ChannelEdit:
             )
         buffer.meta = {key: value for key, value in given.meta.items() if key != "val"}
         node.update_arg(position, buffer)
+        self._constants.release(given)

@@ -15,7 +15,7 @@ from autorep_fx.passes.form_rules import affine_of, carried, carries, needs_no_s
 from autorep_fx.passes.form_wishes import scale_wishes
 from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, note, same_scale
 from autorep_fx.passes.gate_forms import Kind, natural_form, wished_shift
-from autorep_fx.passes.graphs import drop_unused_buffers, finish, node_shape
+from autorep_fx.passes.graphs import Constants, drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.insert_gates import gate_of
 from autorep_fx.passes.linear_ops import LinearOp, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -205,15 +205,19 @@ class FormWalk:
 
     def finish(self) -> bool:
         """Write the new weights and drop what computes nothing; returns whether anything changed."""
-        names: Counter[str] = Counter()
-        for op in self.ops.values():
-            if op.changed:
-                op.finish(free_name(self.module, _HOLDER, op.name, names))
-        for node in self.affine:
-            node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
+        names, constants = Counter[str](), Constants(self.module)
         changed = (
             self.modified or self.values.restored or bool(self.affine) or any(op.changed for op in self.ops.values())
         )
+        for node in list(self.ops):
+            op = self.ops.pop(node)  # and with it the old weight
+            if op.changed:
+                old = node.args[1:3]
+                op.finish(free_name(self.module, _HOLDER, op.name, names))
+                for value in old:
+                    constants.release(value)
+        for node in self.affine:
+            node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))
         if changed:
             self.graph.eliminate_dead_code()
             drop_unused_buffers(self.module)

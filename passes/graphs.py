@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -12,8 +13,8 @@ from torch import fx
 from autorep_fx.sites import Site
 
 __all__ = [
-    "add_buffer", "aten_name", "calls", "drop_unused_buffers", "finish", "is_call", "node_shape", "samples_shape",
-    "shared_copy", "site_nodes", "sites_of",
+    "Constants", "add_buffer", "aten_name", "calls", "drop_unused_buffers", "finish", "is_call", "node_shape",
+    "samples_shape", "shared_copy", "site_nodes", "sites_of",
 ]  # fmt: skip
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
@@ -86,9 +87,40 @@ def drop_unused_buffers(module: fx.GraphModule) -> None:
     """Delete what passes registered and no node reads any more; tensors of the model and of its gates stay."""
     read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name, _ in list(module.named_buffers(remove_duplicate=False)):
-        if name.startswith("autorep_") and not name.startswith("autorep_gates.") and name not in read:
-            owner, _, leaf = name.rpartition(".")
-            delattr(module.get_submodule(owner), leaf)
+        if _is_registered(name) and name not in read:
+            _delete(module, name)
+
+
+class Constants:
+    """Frees what a pass replaces as it goes: the weights of a model are then never there twice.
+
+    Args:
+        module: The graph that is edited.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self._module = module
+        self._readers = Counter(str(node.target) for node in module.graph.find_nodes(op="get_attr"))
+
+    def release(self, value: Any) -> None:
+        """Erase a ``get_attr`` node that nothing reads any more, and what passes registered for it alone."""
+        if not isinstance(value, fx.Node) or value.op != "get_attr" or value.users:
+            return
+        name = str(value.target)
+        self._module.graph.erase_node(value)
+        self._readers[name] -= 1
+        if _is_registered(name) and self._readers[name] <= 0:
+            _delete(self._module, name)
+
+
+def _is_registered(name: str) -> bool:
+    """Whether a buffer is of a pass, and not of the model or of its gates."""
+    return name.startswith("autorep_") and not name.startswith("autorep_gates.")
+
+
+def _delete(module: fx.GraphModule, name: str) -> None:
+    owner, _, leaf = name.rpartition(".")
+    delattr(module.get_submodule(owner), leaf)
 
 
 def shared_copy(module: _Module) -> _Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.passes.channel_views import argument
-from autorep_fx.passes.graphs import add_buffer, drop_unused_buffers, finish, node_shape
+from autorep_fx.passes.graphs import Constants, add_buffer, drop_unused_buffers, finish, node_shape
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.linear_ops import LinearOp, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
@@ -32,7 +32,7 @@ class MergeLinearPass(Pass):
 
     def call(self, module: fx.GraphModule) -> PassResult:
         """Merge pairs, in the order of execution, so that chains become one."""
-        names: Counter[str] = Counter()
+        names, constants = Counter[str](), Constants(module)
         modified = False
         for node in list(module.graph.nodes):
             first: Any = node.args[0] if node.args else None
@@ -41,7 +41,10 @@ class MergeLinearPass(Pass):
             one, other = LinearOp(module, first), LinearOp(module, node)
             merged = _merged(one, other)
             if merged is not None:
+                old = (*first.args[1:3], *node.args[1:3])
                 _replace(module, one, other, merged, names)
+                for value in old:
+                    constants.release(value)
                 modified = True
         if modified:
             module.graph.eliminate_dead_code()
@@ -127,3 +130,4 @@ def _replace(module: fx.GraphModule, one: LinearOp, other: LinearOp, merged: _Me
     result.meta = dict(node.meta)
     node.replace_all_uses_with(result)
     module.graph.erase_node(node)
+    module.graph.erase_node(one.node)  # rule 1: nothing else reads it
