@@ -112,9 +112,9 @@ def transform(
         result = check(settings)
         _console.print(str(result.inspection), highlight=False, soft_wrap=True)
         allowance = result.allowance
-        allows = "what it allows is measured with the calibrated model" if allowance.budget.is_cost else (
-            f"at most {allowance.total:,} comparisons ({allowance.allowed:,} gateable + {allowance.fixed:,} fixed)"
-        )  # fmt: skip
+        allows = f"at most {allowance.total:,} comparisons ({allowance.allowed:,} gateable + {allowance.fixed:,} fixed)"
+        if allowance.budget.is_cost:
+            allows += ", as measured with these weights"
         _console.print(
             f"budget: {allowance.budget}: {allows}; {result.steps:,} training steps", highlight=False, soft_wrap=True
         )

@@ -25,6 +25,8 @@ from autorep_fx.loading import Splits, load_data, load_model, load_objective, lo
 from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.sites import Site
+from autorep_fx.stages import calibrate, prepare
 from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
 from autorep_fx.training.fabric import is_first_process, resolve_device
@@ -118,6 +120,8 @@ def _relu_model(
         model = load_model(settings.model)
     if settings.base is None or settings.model.checkpoint is not None:
         return model
+    if settings.budget.is_cost:  # hours of training should not come before a budget that cannot be met
+        _allowance(settings, model, split_batch(next(iter(splits.train)))[0], ())
     path = target / "relu.safetensors"
     if resume and path.exists():
         load_weights(model, path)
@@ -155,7 +159,7 @@ class DryRun:
     Attributes:
         config: The settings with all defaults filled in.
         inspection: Sites of the model.
-        allowance: The budget, resolved.
+        allowance: The budget, resolved; one in bytes, messages or seconds with the weights as they are.
         steps: Optimiser steps of all phases.
     """
 
@@ -185,5 +189,17 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
         for name, section in (("train_gates", settings.training), ("finetune", settings.finetune))
         if settings.has_stage(name)
     )
-    allowance = resolve(settings.budget, inspection.sites)
+    allowance = _allowance(settings, model, inputs, inspection.sites)
     return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))
+
+
+def _allowance(settings: PipelineConfig, model: nn.Module, inputs: Any, sites: Sequence[Site]) -> Allowance:
+    """What the budget allows; one in bytes, messages or seconds as far as untrained weights tell.
+
+    Raises:
+        BudgetError: It cannot be met.
+    """
+    if not settings.budget.is_cost:
+        return resolve(settings.budget, sites)
+    gated = prepare(model, settings.budget, example_inputs=inputs, config=settings.transform_config())
+    return calibrate(gated, gated.example, seed=settings.seed).allowance

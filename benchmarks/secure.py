@@ -159,23 +159,21 @@ def figures(item: Started, form: str, settings: Settings) -> dict[str, Any]:
         "first_query_bytes": first.counters.bytes, "first_query_seconds": first.seconds,
         "setup_bytes": setup.counters.bytes if setup else 0, "setup_seconds": setup.seconds if setup else 0.0,
         "seconds": statistics.median(seconds), "all_seconds": seconds, "n": len(seconds),
-        "compile_seconds": first.compile_seconds, "predicted": predicted(item.path, form, settings),
+        "compile_seconds": first.compile_seconds, "predicted": predicted(item.path, form, settings, len(seconds)),
         "max_error": item.max_error, "load": os.getloadavg()[0], "share_bytes": step.share_bytes,
     }  # fmt: skip
 
 
-def predicted(path: Path, form: str, settings: Settings) -> dict[str, int | None]:
-    """Bytes of a later query over all parties, and messages of the party that sends most."""
+def predicted(path: Path, form: str, settings: Settings, queries: int) -> dict[str, int | None]:
+    """Bytes of the last of so many queries after the first, over all parties, and messages of one party."""
     costs = load_profile().protocol(settings.protocol)
-    stock = form == "stock"
-    work = secure_work(load_model(path), 1, protocol="" if stock else settings.protocol)
-    found = predict(work, settings.protocol, costs)
-    opened = found.setup_bytes - costs.setup_bytes
-    if not stock:
-        first, _ = predicted_bytes(path, [1], settings)
-        assert first is None or found.bytes is None or first == found.bytes + opened
-    bytes_ = None if found.bytes is None else found.bytes + (opened if stock else 0)
-    return {"bytes": bytes_, "messages": found.messages}
+    if form == "stock":  # opens its weights every time
+        found = predict(secure_work(load_model(path), 1, protocol=""), settings.protocol, costs)
+        opened = found.setup_bytes - costs.setup_bytes
+        return {"bytes": None if found.bytes is None else found.bytes + opened, "messages": found.messages}
+    found = predict(secure_work(load_model(path), 1, protocol=settings.protocol), settings.protocol, costs)
+    before, after = (predicted_bytes(path, [1] * number, settings)[0] for number in (queries, queries + 1))
+    return {"bytes": None if before is None or after is None else after - before, "messages": found.messages}
 
 
 if __name__ == "__main__":

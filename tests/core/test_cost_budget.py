@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -201,9 +202,16 @@ def test_budgets_in_bytes_in_a_sweep() -> None:
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    """A pipeline file takes a cost as its budget, and a dry run says when it is resolved."""
+    """A pipeline file takes a cost as its budget; what cannot be met is told before anything is trained."""
     path = tmp_path / "pipeline.yaml"
-    path.write_text("model: {zoo: digits_resnet}\ndata: {name: digits}\nbudget: {bytes: 2MB, protocol: semi2k}\n")
+    stated = "model: {zoo: digits_resnet}\nbase: {epochs: 999}\nbudget: {bytes: %s, protocol: semi2k}\n"
+    path.write_text(stated % "500kB")
     result = CliRunner().invoke(app, ["transform", "--config", str(path), "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "2 MB a query under semi2k: what it allows is measured" in result.output.replace("\n", " ")
+    found = re.search(r"500 kB a query under semi2k: at most ([\d,]+) comparisons .* as measured", result.output)
+    assert found is not None, result.output
+    assert 100 < int(found[1].replace(",", "")) < 4_480
+    path.write_text(stated % "9MB")
+    result = CliRunner().invoke(app, ["transform", "--config", str(path), "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, BudgetError)
+    assert "above the" in str(result.exception)
