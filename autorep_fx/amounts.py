@@ -16,19 +16,23 @@ _UNITS = {
     "bytes": ("bytes", "1"), "messages": ("messages", "1"), "message": ("messages", "1"),
     "s": ("seconds", "1"), "ms": ("seconds", "1e-3"), "seconds": ("seconds", "1"),
 }  # fmt: skip
+_LARGEST = 2**63 - 1  # nobody pays more; larger numbers are slips
 _TEXT = re.compile(r"\s*(?P<value>(?:\d[\d_,]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>[a-z]+)\s*", re.I)
 
 
 def read_amount(text: str) -> tuple[str, int | float] | None:
     """What is counted, and the number in bytes, messages or seconds.
 
-    None for what is no amount, and for a part of a byte or of a message.
+    None for what is no amount, for a part of a byte or of a message, and for more than anything costs.
     """
     match = _TEXT.fullmatch(text)
     if match is None or match["unit"].lower() not in _UNITS:
         return None
     kind, factor = _UNITS[match["unit"].lower()]
-    number = Decimal(match["value"].replace("_", "").replace(",", "")) * Decimal(factor)
+    number = Decimal(match["value"].replace("_", "").replace(",", ""))
+    if number > _LARGEST:
+        return None
+    number *= Decimal(factor)
     if kind == "seconds":
         return kind, float(number)
     return (kind, int(number)) if number == number.to_integral_value() else None
@@ -36,9 +40,11 @@ def read_amount(text: str) -> tuple[str, int | float] | None:
 
 def write_amount(kind: str, value: float) -> str:
     """The shortest text that :func:`read_amount` reads as the same number."""
-    if kind != "bytes":
-        return f"{value:,.10g} {'s' if kind == 'seconds' else kind}"
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if value >= factor and value % (factor // 1000) == 0:
-            return f"{value / factor:.10g} {unit}"
+    if kind == "seconds":
+        return f"{float(value):,} s"
+    if kind == "messages":
+        return f"{int(value):,} messages"
+    for unit, digits in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if value >= 10**digits and value % 10 ** (digits - 3) == 0:
+            return f"{Decimal(int(value)).scaleb(-digits).normalize():f} {unit}"
     return f"{value:,} bytes"

@@ -74,6 +74,8 @@ class Budget:
         self._check_terms()
 
     def _check_terms(self) -> None:
+        if not all(term is None or isinstance(term, str) for term in (self.protocol, self.network)):
+            raise _refuse({"protocol": self.protocol, "network": self.network})
         if self.is_cost == (self.protocol is None):
             what = "costs need a protocol" if self.is_cost else "comparisons are the same under every protocol"
             raise BudgetError("That is not a budget.", received=f"{self.kind} under {self.protocol}: {what}",

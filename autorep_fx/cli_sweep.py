@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,8 @@ def sweep(
 
     console = Console()
     settings = load_pipeline(config).with_overrides(data_folder=data)
-    wanted = [text.strip() for text in budgets.split(",") if text.strip()] or list(LADDER)
+    parts = re.split(r",(?!\s*[\d.]+\s*ms)", budgets)  # a network may be written 100Mbps,40ms
+    wanted = [text.strip() for text in parts if text.strip()] or list(LADDER)
     with TrainingProgress() as progress:
         found = run_sweep(
             settings, out, budgets=wanted, max_metric_drop=max_drop, resume=resume,

@@ -57,7 +57,7 @@ class CostMeter:
     """
 
     def __init__(self, budget: Budget, config: TransformConfig) -> None:
-        self._profile = load_profile(config.cost.profile)
+        self._profile, self._opset = load_profile(config.cost.profile), config.export.opset
         self.tariff = Tariff.of(budget, self._profile)
 
     def spent(self, gated: GatedModel) -> float:
@@ -66,14 +66,20 @@ class CostMeter:
         Raises:
             BudgetError: The profile does not know what some of its operations cost.
         """
-        budget = self.tariff.budget
         projected = copy.deepcopy(gated)
+        projected.meter = None  # what is lowered to be measured is not held to the budget
         projected.freeze()
         compiled = lower(projected, consume=True)
-        options = compiled.config.export
-        prediction = predict_module(
-            compiled.module, compiled.example, self._profile, budget.protocol or "", opset=options.opset
-        )
+        return self.spent_lowered(compiled.module, compiled.example)
+
+    def spent_lowered(self, module: CapturedModule, example: ExampleInputs) -> float:
+        """What a query of a lowered module costs.
+
+        Raises:
+            BudgetError: The profile does not know what some of its operations cost.
+        """
+        budget = self.tariff.budget
+        prediction = predict_module(module, example, self._profile, budget.protocol or "", opset=self._opset)
         spent = self.tariff.spent(prediction)
         if spent is None:
             unknown = ", ".join(f"{name} at {count} nodes" for name, count in prediction.unknown.items())
@@ -86,18 +92,17 @@ class CostMeter:
         return spent
 
     def adapted(self, config: TransformConfig) -> tuple[TransformConfig, str]:
-        """Settings whose polynomials pay under the protocol, and a note; what the user set stays.
+        """Settings whose polynomials pay under the protocol, and a note; degrees of single sites stay.
 
         Where a product costs as much as the comparison that it replaces (CHEETAH), replaced units become linear, which
         costs nothing.
         """
         square, comparison = self.tariff.square, self.tariff.comparison
-        chosen = "degree" in config.polynomials.model_fields_set
-        if chosen or config.polynomials.degree < 2 or not comparison or square < comparison:
+        if config.polynomials.degree < 2 or not comparison or square < comparison:
             return config, ""
         linear = config.model_copy(update={"polynomials": config.polynomials.model_copy(update={"degree": 1})})
         protocol, unit = self.tariff.budget.protocol, self.tariff.budget.kind
         return linear, (
             f"replaced units are linear: under {protocol} a square costs {square / comparison:.2g} times the {unit} of "
-            "a comparison; set polynomials: {degree: 2} to have squares all the same"
+            "a comparison; set sites: {'*': {degree: 2}} to have squares all the same"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from autorep_fx.compiled import Compiled
 from autorep_fx.config import PassConfig
 from autorep_fx.cost import count_sites
 from autorep_fx.cost.dependence import input_dependent
-from autorep_fx.errors import ConfigError, InvariantError, NotProjectedError
+from autorep_fx.errors import BudgetInfeasibleError, ConfigError, InvariantError, NotProjectedError
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.forms import note
@@ -21,6 +22,7 @@ from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.stages import check_equal, largest_difference, tolerance_of
 from autorep_fx.plan import FixedSite, Plan, SitePlan
 from autorep_fx.report.polynomials import measure_polynomials
+from autorep_fx.training.cost_limit import Meter
 from autorep_fx.training.gated_model import GatedModel
 
 __all__ = ["lower", "make_plan", "require_projected"]
@@ -58,6 +60,7 @@ def lower(gated: GatedModel, *, title: str = "model", consume: bool = False) -> 
     Raises:
         NotProjectedError: The gates are not projected.
         ConfigError: Sites are kept behind what became a constant.
+        BudgetInfeasibleError: A query costs more than a budget in bytes, messages or seconds.
         InvariantError: Counts or outputs of the lowered module are not those of the gated model.
     """
     require_projected(gated)
@@ -69,10 +72,29 @@ def lower(gated: GatedModel, *, title: str = "model", consume: bool = False) -> 
     plan = make_plan(gated)
     weights = {k: v for k, v in gated.network.state_dict().items() if not k.startswith("autorep_gates.")}
     module = _lowered(gated, plan, inputs)
+    if gated.meter is not None:
+        plan = replace(plan, notes=(*plan.notes, _within_cost(gated, gated.meter, module)))
     return Compiled(
         module, plan, weights, gated.example.to(device="cpu"), gated.config, gated.sites,
         polynomials=polynomials, warnings=warnings, title=title,
     )  # fmt: skip
+
+
+def _within_cost(gated: GatedModel, meter: Meter, module: CapturedModule) -> str:
+    """Note what a query of the lowered module costs.
+
+    Raises:
+        BudgetInfeasibleError: More than the budget: the model has changed since it was projected.
+    """
+    budget, spent = gated.allowance.budget, meter.spent_lowered(module, gated.example.to(device="cpu"))
+    if spent > budget.value:
+        raise BudgetInfeasibleError(
+            "The lowered model costs more than its budget: training after the projection changed what can be absorbed.",
+            received=f"{write_amount(budget.kind, spent)}; the budget is {budget}",
+            fix="Call gated.fit_to_cost() after the last training step, then lower().",
+        )
+    stated = write_amount(budget.kind, spent)
+    return f"a query of one sample, after the set-up of its session, is predicted to cost {stated}"
 
 
 def _lowered(gated: GatedModel, plan: Plan, inputs: ExampleInputs) -> CapturedModule:
@@ -188,9 +210,6 @@ def make_plan(gated: GatedModel) -> Plan:
         )  # fmt: skip
     fixed = tuple(FixedSite(s.name, s.kind, s.comparisons, s.reason or "") for s in gated.sites if not s.gateable)
     notes = tuple(f"{name}: {text}" for name, text in gated.fallbacks.items()) + tuple(gated.notes)
-    if gated.spent is not None:
-        spent = write_amount(gated.allowance.budget.kind, gated.spent)
-        notes += (f"a query of one sample, after the set-up of its session, is predicted to cost {spent}",)
     return Plan(
         gated.allowance.budget, gated.allowance.allowed, tuple(sites), fixed, gated.fingerprint, gated.calibrated_on,
         notes,

@@ -14,18 +14,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autorep_fx.api import sweep, transform
+from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_pipeline, to_yaml
 from autorep_fx.cost import Allowance, resolve
-from autorep_fx.errors import ConfigError
+from autorep_fx.errors import ConfigError, InvariantError, NonFiniteError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.inspection import Inspection, inspect
 from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
 from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.site_settings import settings_by_site
-from autorep_fx.sites import Site
 from autorep_fx.stages import calibrate, prepare
 from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
@@ -58,7 +58,7 @@ def run_pipeline(
         AutorepError: Whatever :func:`autorep_fx.transform` raises.
     """
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
-    model, arguments = _prepared(settings, out_dir, resume, callbacks)
+    model, arguments = _prepared(settings, [settings.budget], out_dir, resume, callbacks)
     return transform(model, settings.budget, **arguments)
 
 
@@ -86,12 +86,16 @@ def run_sweep(
         AutorepError: Whatever :func:`autorep_fx.transform` raises.
     """
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
-    model, arguments = _prepared(settings, out_dir, resume, callbacks)
+    model, arguments = _prepared(settings, [Budget.parse(b) for b in budgets], out_dir, resume, callbacks)
     return sweep(model, budgets, max_metric_drop=max_metric_drop, **arguments)
 
 
 def _prepared(
-    settings: PipelineConfig, out_dir: Path | str, resume: bool, callbacks: Sequence[Callback]
+    settings: PipelineConfig,
+    budgets: Sequence[Budget],
+    out_dir: Path | str,
+    resume: bool,
+    callbacks: Sequence[Callback],
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a pipeline and the arguments of its transformation; the settings are written."""
     target = output_directory(out_dir)
@@ -99,7 +103,7 @@ def _prepared(
     splits = load_splits(settings, resolve_device(settings.device))
     if is_first_process():
         write_text(target / "pipeline.yaml", to_yaml(settings))
-    model = _relu_model(settings, splits, objective, target, resume, callbacks)
+    model = _relu_model(settings, budgets, splits, objective, target, resume, callbacks)
     return model, {
         "data": splits.train, "val_data": splits.validation, "config": settings.transform_config(), "out_dir": target,
         "resume": resume, "seed": settings.seed, "device": settings.device, "callbacks": callbacks,
@@ -108,8 +112,8 @@ def _prepared(
 
 
 def _relu_model(
-    settings: PipelineConfig, splits: Splits, objective: Objective, target: Path, resume: bool,
-    callbacks: Sequence[Callback],
+    settings: PipelineConfig, budgets: Sequence[Budget], splits: Splits, objective: Objective, target: Path,
+    resume: bool, callbacks: Sequence[Callback],
 ) -> nn.Module:  # fmt: skip
     """The model that is compiled: as it is named, or trained by the recipe where it comes without weights.
 
@@ -120,12 +124,11 @@ def _relu_model(
         model = load_model(settings.model)
     if settings.base is None or settings.model.checkpoint is not None:
         return model
-    if settings.budget.is_cost:  # hours of training should not come before a budget that cannot be met
-        _allowance(settings, model, split_batch(next(iter(splits.train)))[0], ())
     path = target / "relu.safetensors"
     if resume and path.exists():
         load_weights(model, path)
     else:
+        _check_costs(settings, budgets, model, splits)
         train_base(
             model, settings.base, objective=objective, data=splits.train, val_data=splits.validation,
             execution=settings.execution, checkpoints=settings.checkpoints, device=resolve_device(settings.device),
@@ -189,17 +192,32 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
         for name, section in (("train_gates", settings.training), ("finetune", settings.finetune))
         if settings.has_stage(name)
     )
-    allowance = _allowance(settings, model, inputs, inspection.sites)
+    budget = settings.budget
+    allowance = _allowance(settings, budget, model, inputs) if budget.is_cost else resolve(budget, inspection.sites)
     return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))
 
 
-def _allowance(settings: PipelineConfig, model: nn.Module, inputs: Any, sites: Sequence[Site]) -> Allowance:
-    """What the budget allows; one in bytes, messages or seconds as far as untrained weights tell.
+def _allowance(settings: PipelineConfig, budget: Budget, model: nn.Module, inputs: Any) -> Allowance:
+    """What a budget in bytes, messages or seconds allows, as far as the present weights tell.
 
     Raises:
         BudgetError: It cannot be met.
     """
-    if not settings.budget.is_cost:
-        return resolve(settings.budget, sites)
-    gated = prepare(model, settings.budget, example_inputs=inputs, config=settings.transform_config())
+    config = settings.transform_config()
+    gated = prepare(model, budget, example_inputs=inputs, config=config)
     return calibrate(gated, gated.example, seed=settings.seed).allowance
+
+
+def _check_costs(settings: PipelineConfig, budgets: Sequence[Budget], model: nn.Module, splits: Splits) -> None:
+    """Hours of training should not come before a budget in bytes, messages or seconds that cannot be met.
+
+    Raises:
+        BudgetError: One cannot.
+    """
+    for budget in budgets:
+        if not budget.is_cost:
+            continue
+        try:
+            _allowance(settings, budget, model, split_batch(next(iter(splits.train)))[0])
+        except (NonFiniteError, InvariantError) as error:  # of weights that were never trained
+            logger.warning("What %s allows can be told after the training only: %s", budget, error)

@@ -17,7 +17,7 @@ from autorep_fx.config import DEFAULT_PASSES, PassConfig, TransformConfig
 from autorep_fx.config_io import parse_config
 from autorep_fx.cost import resolve
 from autorep_fx.cost_meter import CostMeter
-from autorep_fx.errors import DataError, InvariantError, UnsupportedModelError
+from autorep_fx.errors import ConfigError, DataError, InvariantError, UnsupportedModelError
 from autorep_fx.export.verify import Verification
 from autorep_fx.lowering import lower, require_projected
 from autorep_fx.passes.capture import capture_graph
@@ -193,7 +193,7 @@ def prepare(
     settings = parse_config(config)
     inputs = ExampleInputs.of(example_inputs, settings.capture, getattr(model, "forward", None)).beside(model)
     wanted = Budget.parse(budget)
-    meter = CostMeter(wanted, settings) if wanted.is_cost else None
+    meter = _meter(wanted, settings)
     settings, linear = (settings, "") if meter is None else meter.adapted(settings)
     canonical, notes = select_sites(model, inputs, settings)
     numeric = settings.verification == "numeric"
@@ -206,6 +206,24 @@ def prepare(
     if numeric and not any(gate.pinned == "replaced" for gate in gated.gates.values()):
         check_equal("prepare", gated, before, inputs, 0.0, sizes=canonical.sizes)
     return gated
+
+
+def _meter(budget: Budget, settings: TransformConfig) -> CostMeter | None:
+    """What measures a budget in bytes, messages or seconds.
+
+    Raises:
+        ConfigError: Single sites have budgets in comparisons beside it.
+    """
+    if not budget.is_cost:
+        return None
+    own = [name for name, site in settings.sites.items() if site.budget is not None]
+    if own:
+        raise ConfigError(
+            "Sites with a budget of their own go with a budget in comparisons, not with what a query costs.",
+            received=f"{budget}; budgets of {', '.join(own)}",
+            fix="Use mode: keep or replace for these sites, or state the model's budget in comparisons.",
+        )
+    return CostMeter(budget, settings)
 
 
 def calibrate(gated: GatedModel, batches: Any, *, seed: int = 0) -> GatedModel:

@@ -214,7 +214,7 @@ class FormWalk:
             if op.changed:
                 old = node.args[1:3]
                 op.finish(free_name(self.module, _HOLDER, op.name, names))
-                for value in old:
+                for value in dict.fromkeys(old):
                     constants.release(value)
         for node in self.affine:
             node.replace_all_uses_with(next(n for n in node.all_input_nodes if n.op != "get_attr"))

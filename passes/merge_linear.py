@@ -43,7 +43,7 @@ class MergeLinearPass(Pass):
             if merged is not None:
                 old = (*first.args[1:3], *node.args[1:3])
                 _replace(module, one, other, merged, names)
-                for value in old:
+                for value in dict.fromkeys(old):  # both may have one weight
                     constants.release(value)
                 modified = True
         if modified:

@@ -25,8 +25,7 @@ __all__ = ["BATCHES", "METADATA", "TOLERANCE", "Verification", "verify"]
 BATCHES = (1, 2, 3, SAMPLES)
 #: Prefix of this project's keys in the metadata of an ONNX file.
 METADATA = "autorep_fx."
-# Largest difference relative to the largest output; float16 carries 11 bits.
-#: Largest difference, relative to the largest output.
+#: Largest difference, relative to the largest output; float16 carries 11 bits.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 
 

@@ -17,6 +17,8 @@ from autorep_fx.amounts import write_amount
 from autorep_fx.cost.tariff import Tariff
 from autorep_fx.errors import BudgetError, BudgetInfeasibleError
 from autorep_fx.gates import GatedActivation
+from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.project_budget import ProjectBudgetPass
 from autorep_fx.training.methods.scores import free_gates, measured_errors
 from autorep_fx.training.site_choice import Masks, SiteOffer, choose_units
@@ -42,6 +44,10 @@ class Meter(Protocol):
 
     def spent(self, gated: GatedModel) -> float:
         """Cost of the lowered model, in the unit of the budget."""
+        ...
+
+    def spent_lowered(self, module: CapturedModule, example: ExampleInputs) -> float:
+        """The same of a lowered module."""
         ...
 
 
@@ -76,8 +82,8 @@ def open_sites(gated: GatedModel, meter: Meter, seed: int) -> None:
     gated.allowance = replace(gated.allowance, allowed=pinned + chosen)
 
 
-def project_within(gated: GatedModel, meter: Meter) -> float:
-    """Project onto as many comparisons as the budget has room for in the lowered graph; returns what that costs.
+def project_within(gated: GatedModel, meter: Meter) -> None:
+    """Project onto as many comparisons as the budget has room for in the lowered graph.
 
     Raises:
         BudgetInfeasibleError: Not even the least that the open sites may keep is within the budget.
@@ -100,18 +106,17 @@ def project_within(gated: GatedModel, meter: Meter) -> float:
             fix="Ask for more, or set degree 1 (polynomials: {degree: 1}), whose polynomials cost nothing.",
         )
     _keep(gated, best)
-    return spent
 
 
 def _room(gated: GatedModel, meter: Meter) -> float:
-    """What the budget leaves beyond everything replaced."""
+    """What the budget leaves beyond everything replaced; negative where only everything kept is within it."""
     budget = gated.allowance.budget
     limit, spent = float(budget.value), {}
     for state in ("kept", "replaced"):
         gated.set_gates_to(state)
         spent[state] = meter.spent(gated)
     texts = {state: write_amount(budget.kind, amount) for state, amount in spent.items()}
-    if limit < spent["replaced"]:
+    if limit < min(spent.values()):
         raise BudgetInfeasibleError(
             f"The budget is below the {texts['replaced']} that a query costs with every site replaced as far as the "
             "settings allow it.", received=str(budget),
@@ -148,17 +153,24 @@ def _measured_choice(gated: GatedModel, meter: Meter, offers: list[SiteOffer], r
     """The choice of most comparisons that is within the budget when it is lowered."""
     limit, comparison = float(gated.allowance.budget.value), _comparison(gated, meter.tariff)
     best: Masks = {offer.name: np.zeros(len(offer.worth), dtype=bool) for offer in offers}
+    if room < 0:
+        return {offer.name: np.ones(len(offer.worth), dtype=bool) for offer in offers}
     most, low, high = -1, 0.0, math.inf  # rooms that are known to be small enough, and too large
+    measured: dict[tuple[bytes, ...], float] = {}
     room = min(room, sum(offer.entry + offer.comparisons * comparison for offer in offers))  # no choice costs more
     for _ in range(_TRIES):
         masks = choose_units(offers, room, comparison)
-        for name, mask in masks.items():
-            kept = gated.gates[name].kept
-            kept.copy_(torch.from_numpy(mask).view(kept.shape))
-        spare = limit - meter.spent(gated)
+        states = tuple(mask.tobytes() for mask in masks.values())
+        if states not in measured:
+            for name, mask in masks.items():
+                kept = gated.gates[name].kept
+                kept.copy_(torch.from_numpy(mask).view(kept.shape))
+            measured[states] = meter.spent(gated)
+        spare = limit - measured[states]
         if spare >= 0:
             low = max(low, room)
-            best, most = (masks, gated.kept) if gated.kept > most else (best, most)
+            number = sum(int(masks[offer.name].sum()) * offer.unit_comparisons for offer in offers)
+            best, most = (masks, number) if number > most else (best, most)
         else:
             high = min(high, room)
         if 0 <= spare < max(comparison, _ANY) or high - low <= comparison:

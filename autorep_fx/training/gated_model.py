@@ -52,7 +52,6 @@ class GatedModel(nn.Module):
 
     Attributes:
         allowance: The resolved budget. What a cost allows is settled by the calibration, and again by the projection.
-        spent: Cost of a query after the projection, in the unit of a budget in bytes, messages or seconds; else None.
         sample: The inputs that the model was calibrated on; the example inputs before.
         notes: What was done of the compiler's own accord, for the result.
         calibrated_on: What the polynomials were fitted on.
@@ -65,7 +64,6 @@ class GatedModel(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.meter = meter
-        self.spent: float | None = None
         self.network = network
         self.allowance = allowance
         self.config = config
@@ -278,7 +276,7 @@ class GatedModel(nn.Module):
             BudgetInfeasibleError: The trained model costs more even where the least is kept.
         """
         if self.meter is not None:
-            self.spent = project_within(self, self.meter)
+            project_within(self, self.meter)
 
     def freeze(self) -> None:
         """Declare the present state of the gates final, as a plan's is."""

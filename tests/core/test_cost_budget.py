@@ -155,8 +155,26 @@ def test_what_cannot_be_held_is_refused() -> None:
         autorep_fx.transform(_model(nn.SiLU), "40kB@semi2k", example_inputs=x)
 
 
+def test_a_loop_of_ones_own_is_held_to_its_budget() -> None:
+    """Where training after the projection makes the lowered graph dearer, lowering says so and what to call."""
+    gated = autorep_fx.prepare(_model(), "40kB@semi2k", example_inputs=_inputs())
+    autorep_fx.calibrate(gated, _batches())
+    autorep_fx.project(gated)
+    for gate in gated.gates.values():
+        rows = gate.coefficients.detach().clone()
+        rows[2] *= 1e-4
+        gate.set_coefficients(rows)
+    with pytest.raises(BudgetInfeasibleError, match="fit_to_cost"):
+        autorep_fx.lower(gated)
+    gated.fit_to_cost()
+    compiled = autorep_fx.lower(gated)
+    assert any("predicted to cost" in note for note in compiled.notes)
+
+
 def test_a_site_has_no_budget_in_bytes() -> None:
-    """Its own budget is in comparisons."""
+    """Its own budget is in comparisons, and does not go with what a query costs."""
+    with pytest.raises(ConfigError, match="go with a budget in comparisons"):
+        autorep_fx.transform(_model(), "40kB@semi2k", example_inputs=_inputs(), config={"sites": {"1": {"budget": 16}}})
     with pytest.raises(ConfigError, match="whole model"):
         autorep_fx.transform(
             _model(), "5%", example_inputs=_inputs(), config={"sites": {"1": {"budget": "1kB@semi2k"}}}
@@ -164,7 +182,7 @@ def test_a_site_has_no_budget_in_bytes() -> None:
 
 
 def test_where_squares_cost_more_than_comparisons_the_rest_is_linear(tmp_path: Path) -> None:
-    """Under CHEETAH; a degree that is asked for stays."""
+    """Under CHEETAH; degrees of single sites stay."""
     budget = Budget.bytes("2.53MB", protocol="cheetah")
     compiled = autorep_fx.transform(_model(), budget, example_inputs=_inputs())
     spent = _predicted(compiled, tmp_path, "cheetah").bytes
@@ -173,7 +191,9 @@ def test_where_squares_cost_more_than_comparisons_the_rest_is_linear(tmp_path: P
     assert {site.degree for site in compiled.plan.sites} == {1}
     assert any("replaced units are linear" in note for note in compiled.notes)
     with pytest.raises(BudgetError, match=r"above|below"):
-        autorep_fx.transform(_model(), "9GB@cheetah", example_inputs=_inputs(), config={"polynomials": {"degree": 2}})
+        autorep_fx.transform(_model(), "9GB@cheetah", example_inputs=_inputs())
+    squares = autorep_fx.prepare(_model(), budget, example_inputs=_inputs(), config={"sites": {"*": {"degree": 2}}})
+    assert {gate.degree for gate in squares.gates.values()} == {2}
 
 
 def test_the_profile_is_the_one_that_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import autorep_fx
@@ -186,3 +187,29 @@ def test_free_heights_and_widths_get_no_constant_per_position() -> None:
     assert _ops(compiled) == ["conv2d", "mul", "add", "conv2d", "adaptive_avg_pool2d", "flatten", "linear"]
     x = torch.randn(2, 3, 20, 24).double()
     torch.testing.assert_close(compiled.module(x), gated.eval()(x), rtol=0, atol=1e-10)
+
+
+class _Shared(nn.Module):
+    """One computed weight in two layers that meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6) / 3)
+        self.register_buffer("mask", (torch.arange(36) % 3 > 0).float().view(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.mask
+        return F.linear(F.linear(torch.relu(x), weight), weight)
+
+
+def test_two_layers_with_one_weight_are_merged() -> None:
+    """What a pass registered for both is freed once."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 6)
+    stages = ["capture", "canonicalize", "prepare", "calibrate", "project"]
+    lower = {"stage": "lower", "passes": ["fold_constants", "lower_gates", "merge_linear"]}
+    model = _Shared()
+    compiled = autorep_fx.transform(model, 1.0, example_inputs=x, config={"stages": [*stages, lower, "export"]})
+    assert _ops(compiled).count("linear") == 1
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.module(x), model(x), rtol=0, atol=1e-6)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autorep_fx.amounts import read_amount, write_amount
 from autorep_fx.budget import Budget
 from autorep_fx.cost.resolve import resolve
 from autorep_fx.errors import BudgetError, BudgetInfeasibleError
@@ -237,7 +238,9 @@ def test_the_constructors_of_costs_say_the_same() -> None:
 @pytest.mark.parametrize(
     "value",
     ["40MB", "40MB@", "40MB@semi2k/wan", "2s@semi2k", "1.5bytes@semi2k", "-1MB@semi2k", "5%@semi2k", "40@semi2k",
-     "4 furlongs@semi2k", {"bytes": 1}, {"bytes": 1, "messages": 2, "protocol": "semi2k"},
+     "4 furlongs@semi2k", "1e5000MB@semi2k", "1e9999999MB@semi2k", {"bytes": 1, "protocol": 5},
+     {"seconds": 1, "protocol": "semi2k", "network": 7}, {"bytes": 1},
+     {"bytes": 1, "messages": 2, "protocol": "semi2k"},
      {"bytes": 1.5, "protocol": "semi2k"}, {"bytes": True, "protocol": "semi2k"}, {"bytes": "2s", "protocol": "semi2k"},
      {"bytes": 1, "protocol": "semi2k", "allow_unverified": "yes"}, {"bytes": 1, "protocol": "semi2k", "for": "me"}],
     ids=str,
@@ -246,3 +249,11 @@ def test_what_is_no_cost_is_refused(value: object) -> None:
     """Without a protocol, with a network where none counts, with parts of a byte: told, with the spellings."""
     with pytest.raises(BudgetError, match=r"To fix"):
         Budget.parse(value)
+
+
+@given(st.sampled_from(["bytes", "messages", "seconds"]), st.integers(0, 2**53), st.floats(0, 1e9))
+def test_amounts_are_written_exactly(kind: str, whole: int, seconds: float) -> None:
+    """What a refusal names can be asked for."""
+    value = seconds if kind == "seconds" else whole
+    if "e" not in repr(value) or kind != "seconds":
+        assert read_amount(write_amount(kind, value)) == (kind, value)
