@@ -115,18 +115,17 @@ def _room(gated: GatedModel, meter: Meter) -> float:
     for state in ("kept", "replaced"):
         gated.set_gates_to(state)
         spent[state] = meter.spent(gated)
-    texts = {state: write_amount(budget.kind, amount) for state, amount in spent.items()}
+    least, most = (write_amount(budget.kind, amount) for amount in (min(spent.values()), max(spent.values())))
     if limit < min(spent.values()):
         raise BudgetInfeasibleError(
-            f"The budget is below the {texts['replaced']} that a query costs with every site replaced as far as the "
-            "settings allow it.", received=str(budget),
-            fix=f"Ask for at least {texts['replaced']} (with everything kept it is {texts['kept']}); polynomials of "
-            "degree 1 cost nothing (polynomials: {degree: 1}).",
+            f"The budget is below the {least} that a query costs with every site replaced as far as the settings "
+            "allow it, and below what it costs with everything kept.", received=str(budget),
+            fix=f"Ask for at least {least}; polynomials of degree 1 cost nothing (polynomials: {{degree: 1}}).",
         )  # fmt: skip
     if limit > max(spent.values()):
         raise BudgetError(
-            f"The budget is above the {texts['kept']} that a query of the model costs today.", received=str(budget),
-            fix=f"Ask for at most {write_amount(budget.kind, max(spent.values()))}.",
+            f"The budget is above the {most} that a query of the model costs at most.", received=str(budget),
+            fix=f"Ask for at most {most}.",
         )  # fmt: skip
     return limit - spent["replaced"]
 
