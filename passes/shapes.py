@@ -12,16 +12,20 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 __all__ = ["fake_mode", "record_dtypes", "record_missing_shapes"]
 
 
-def record_dtypes(module: fx.GraphModule) -> None:
+def record_dtypes(module: fx.GraphModule, floating: torch.dtype | None = None) -> None:
     """Correct the dtypes in ``meta["val"]``, where the graph now computes in others than it was captured in.
 
     The graph is run on zeros of the sizes that it was captured with. Running it on its symbolic sizes would record
     shapes anew too, but operations that look at such a size may fix it for good.
+
+    Args:
+        module: The module.
+        floating: The dtype that its floating-point inputs now have; None for that of the capture.
     """
     inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
     recorder = _DtypeRecorder(module, garbage_collect_values=True)
     with torch.no_grad():
-        recorder.run(*(_zeros(value) if isinstance(value, Tensor) else value for value in inputs))
+        recorder.run(*(_zeros(value, floating) if isinstance(value, Tensor) else value for value in inputs))
     for node, dtype in recorder.dtypes.items():
         value = node.meta.get("val")
         if isinstance(value, FakeTensor) and value.dtype != dtype:
@@ -43,9 +47,10 @@ class _DtypeRecorder(fx.Interpreter):
         return result
 
 
-def _zeros(value: Tensor) -> Tensor:
+def _zeros(value: Tensor, floating: torch.dtype | None) -> Tensor:
     sizes = [size if isinstance(size, int) else size.node.hint for size in value.shape]
-    return torch.zeros(sizes, dtype=value.dtype, device=value.device)
+    dtype = floating if floating is not None and value.dtype.is_floating_point else value.dtype
+    return torch.zeros(sizes, dtype=dtype, device=value.device)
 
 
 def record_missing_shapes(module: fx.GraphModule, nodes: Iterable[fx.Node] | None = None) -> None:
