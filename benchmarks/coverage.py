@@ -9,6 +9,9 @@ at zero. One process per model. Rows are kept in `benchmarks/results/coverage-LI
 commit that made them, and a run that is started again goes on where it stopped; `--again failed` runs the failures
 once more. `coverage.md` is written from all of them. Failures are rows too.
 
+`--identity` gives the models that went through another column: transform(100 %) keeps every comparison, and its outputs
+are those of the model.
+
 A sample is drawn from the models of at most `--largest` million parameters: the names in an order that the seed
 decides, larger models left out. torchvision, timm and transformers are no dependencies of the package; with a CPU
 build of torch, torchvision's two missing operator schemas are registered first.
@@ -27,7 +30,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import autorep_fx
 from autorep_fx.model_specs import build_model, example_inputs
+from autorep_fx.passes.stages import largest_difference
 
 RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "onnxruntime-gpu", "torchvision", "timm", "transformers")
@@ -67,11 +74,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--names", default="", help="only these models, separated by commas")
     parser.add_argument("--again", choices=["failed"], help="run these once more")
+    parser.add_argument("--identity", action="store_true", help="check a budget of everything instead")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one model")
     parser.add_argument("--one", help="run one model in this process and print its row as JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(run(options.library, options.one)))
+        check = check_identity if options.identity else run
+        print(json.dumps(check(options.library, options.one)))
         return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"coverage-{options.library}.jsonl"
@@ -81,9 +90,14 @@ def main() -> None:
     names = options.names.split(",") if options.names else list_models(options.library)
     if options.sample:
         names = draw(names, options.sample, options.seed, options.largest)
-    for name in [name for name in names if name not in rows]:
-        row = isolated(options.library, name, options.limit)
-        rows = read_rows(path) | {name: row}  # another run may have written
+    if options.identity:
+        names = [name for name in names if "parity" in rows.get(name, {}) and "identity" not in rows[name]]
+    else:
+        names = [name for name in names if name not in rows]
+    for name in names:
+        row = isolated(options.library, name, options.limit, options.identity)
+        rows = read_rows(path)  # another run may have written
+        rows[name] = rows[name] | row if options.identity else row
         path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
         print(row, flush=True)
         write_table()
@@ -112,8 +126,6 @@ def list_models(library: str) -> list[str]:
 
 def draw(names: list[str], count: int, seed: int, largest: float) -> list[str]:
     """The first ``count`` of the shuffled names whose models have at most ``largest`` million parameters."""
-    import torch
-
     shuffled, chosen = sorted(names), []
     random.Random(seed).shuffle(shuffled)
     for name in shuffled:
@@ -128,8 +140,6 @@ def draw(names: list[str], count: int, seed: int, largest: float) -> list[str]:
 
 def register_schemas() -> None:
     """Schemas that torchvision expects from its compiled extension, which a CPU build of torch does not load."""
-    import torch
-
     global _library
     _library = torch.library.Library("torchvision", "DEF")
     for schema in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
@@ -139,10 +149,10 @@ def register_schemas() -> None:
             return
 
 
-def isolated(library: str, name: str, limit: float) -> dict[str, Any]:
+def isolated(library: str, name: str, limit: float, identity: bool) -> dict[str, Any]:
     """Run one model in a process of its own, for at most ``limit`` seconds."""
     start = time.perf_counter()
-    command = [sys.executable, __file__, "--library", library, "--one", name]
+    command = [sys.executable, __file__, "--library", library, "--one", name, *(["--identity"] if identity else [])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
         row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -150,16 +160,12 @@ def isolated(library: str, name: str, limit: float) -> dict[str, Any]:
         row = {"model": name, "cause": f"more than {limit:g} s"}
     except (IndexError, json.JSONDecodeError):
         row = {"model": name, "cause": f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"}
-    return {**row, "total_seconds": round(time.perf_counter() - start, 1)}
+    return row if identity else {**row, "total_seconds": round(time.perf_counter() - start, 1)}
 
 
-def run(library: str, name: str) -> dict[str, Any]:
-    """One row."""
+def build(library: str, name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A model in eval mode and an input for it."""
     register_schemas()
-    import torch
-
-    import autorep_fx
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = f"{library}:{name}"
@@ -173,7 +179,27 @@ def run(library: str, name: str) -> dict[str, Any]:
                 if not module.weight.any():
                     torch.nn.init.normal_(module.weight, std=0.02)
                 break
-    model.eval()
+    return model.eval(), x
+
+
+def check_identity(library: str, name: str) -> dict[str, Any]:
+    """What a row gains: the largest relative difference that a budget of everything makes, on two other samples."""
+    model, x = build(library, name)
+    try:
+        compiled = autorep_fx.transform(model, "100%", example_inputs=x)
+    except autorep_fx.AutorepError as error:
+        return {"model": name, "identity": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    if compiled.comparisons != compiled.original_comparisons:
+        return {"model": name, "identity": f"{compiled.comparisons} of {compiled.original_comparisons} comparisons"}
+    inputs = torch.randn(2, *x.shape[1:])
+    with torch.no_grad():
+        difference = largest_difference(compiled.module(inputs), model(inputs))
+    return {"model": name, "identity": difference, "identity_commit": commit()}
+
+
+def run(library: str, name: str) -> dict[str, Any]:
+    """One row."""
+    model, x = build(library, name)
     row: dict[str, Any] = {"model": name, "commit": commit()}
     try:
         found = autorep_fx.inspect(model, x)
@@ -206,7 +232,9 @@ def write_table() -> None:
         "",
         f"{', '.join(f'{name} {version(name)}' for name in _PACKAGES)}; CPU, 1 thread.",
         "",
-        "Only the models listed here have been run. `linear`: sites that calibration made degree 1.",
+        "Only the models listed here have been run. `linear`: sites that calibration made degree 1. `parity`: largest",
+        "difference between onnxruntime and the compiled module; `identity`: between the model and what a budget of",
+        "everything makes of it; both relative to the largest output.",
         "",
     ]
     for path in sorted(RESULTS.glob("coverage-*.jsonl")):
@@ -215,16 +243,20 @@ def write_table() -> None:
         lines += [
             f"## {path.stem.removeprefix('coverage-')}: {passed} of {len(rows)} with parity and the exact count",
             "",
+            "| model | nodes | sites | gateable | fixed | after | linear | seconds | parity | identity | cause |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
         ]
-        lines += ["| model | nodes | sites | gateable | fixed | after | linear | seconds | parity | cause |"]
-        lines += ["|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
         for row in rows:
             cells = [row.get(key, "") for key in ("nodes", "sites", "gateable", "fixed", "after", "linear", "seconds")]
             texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells]
-            parity = f"{row['parity']:.1e}" if "parity" in row else ""
-            lines.append(f"| {row['model']} | {' | '.join(texts)} | {parity} | {row.get('cause', '')} |")
+            texts += [written(row.get("parity", "")), written(row.get("identity", ""))]
+            lines.append(f"| {row['model']} | {' | '.join(texts)} | {row.get('cause', '')} |")
         lines.append("")
     (RESULTS / "coverage.md").write_text("\n".join(lines))
+
+
+def written(value: float | str) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
