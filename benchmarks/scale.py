@@ -6,7 +6,8 @@
 Time: residual networks of conv–bn–relu blocks with 4 channels on 8×8 images, so that arithmetic is cheap; verification
 is `structure`. Memory: wide linear layers, and wide convolutions with norms, on tiny batches; the largest resident
 size of a process of its own, above that of one that has built and called the model: the user's model and its example
-are not counted. Every process compiles a tiny model first, so that what is imported on the way is not counted either.
+are not counted. `canonicalise → lower` counts from what is resident after the capture, which copies the weights once.
+Every process compiles a tiny model first, so that what is imported on the way is not counted either.
 
 Writes `benchmarks/results/scale.json` and `scale.md`; what a call does not measure is kept from the last one.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
 import platform
@@ -132,14 +134,20 @@ def time_stages(nodes: int, *, export: bool) -> dict[str, Any]:
     return {**sizes, "seconds": clock.seconds, "canonicalise→lower": total}
 
 
-def peak(gigabytes: float, kind: str, upto: str) -> float:
-    """Largest resident size of this process, in GB, after the stages up to ``upto``."""
+def resident(gigabytes: float, kind: str, upto: str) -> float:
+    """Resident size of this process, in GB: after the capture what it is then, for all others the largest so far."""
     # All that is imported on the way.
     _compile(network(40), ExampleInputs.of(torch.randn(2, _CHANNELS, 8, 8)), "export")
     shape = (2, 4096) if kind == "linear" else (2, 4096, 1, 1)
     model, inputs = wide(gigabytes, kind), ExampleInputs.of(torch.randn(shape))
     if upto == "model":
         inputs.call(model)
+    elif upto == "capture":
+        captured = capture(model, inputs, config=CONFIG, verification="structure")
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        del captured
+        return pages * resource.getpagesize() / 1e9
     else:
         _compile(model, inputs, upto)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -158,13 +166,14 @@ def _compile(model: nn.Module, inputs: ExampleInputs, upto: str) -> None:
 def memory(gigabytes: float, kind: str) -> dict[str, Any]:
     """Peaks of processes of their own, above that of one that only builds and calls the model."""
     found = {}
-    for upto in ("model", "lower", "export"):
+    for upto in ("model", "capture", "lower", "export"):
         command = [sys.executable, __file__, "--memory", str(gigabytes), "--kind", kind, "--upto", upto]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[upto] = float(done.stdout.strip().splitlines()[-1])
         print(kind, gigabytes, found, flush=True)
     weights = sum(parameter.nbytes for parameter in wide(gigabytes, kind).parameters()) / 1e9
     above = {stage: found[stage] - found["model"] for stage in ("lower", "export")}
+    above["canonicalise→lower"] = found["lower"] - found["capture"]
     return {"kind": kind, "weights_gb": weights, "peaks_gb": found, **above}
 
 
@@ -195,10 +204,10 @@ def main() -> None:
     parser.add_argument("--largest-export", type=int, default=3000, help="nodes above which nothing is exported")
     parser.add_argument("--memory", type=float, nargs="*", default=[], metavar="GB")
     parser.add_argument("--kind", choices=_KINDS, help="of layers, for --upto")
-    parser.add_argument("--upto", choices=["model", "lower", "export"], help="measure this process and print its peak")
+    parser.add_argument("--upto", choices=["model", "capture", "lower", "export"], help="measure this process")
     options = parser.parse_args()
     if options.upto:
-        print(peak(options.memory[0], options.kind, options.upto))
+        print(resident(options.memory[0], options.kind, options.upto))
         return
     path = RESULTS / "scale.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -235,21 +244,27 @@ def markdown(result: dict[str, Any]) -> str:
             "",
         ]
     if result.get("memory"):
+        headed = [f"{what} | in weights" for what in ("canonicalise → lower", "capture → lower", "capture → export")]
         lines += [
             "## Peak memory in GB",
             "",
             "Largest resident size of a process of its own, above that of one that builds and calls the model; each",
-            "has compiled a tiny model before. `lower(..., consume=True)`, as `transform` does.",
+            "has compiled a tiny model before. `lower(..., consume=True)`, as `transform` does. From canonicalise on",
+            "what is resident after the capture is not counted.",
             "",
-            "| layers | weights | import and model | capture → lower | in weights | capture → export | in weights |",
-            "|---|--:|--:|--:|--:|--:|--:|",
+            _row("layers", "weights", "import and model", *headed),
+            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for row in result["memory"]:
             weights, base = row["weights_gb"], row["peaks_gb"]["model"]
-            parts = [f"{row[k]:.2f} | {row[k] / weights:.2f}×" for k in ("lower", "export")]
-            lines.append(f"| {row['kind']} | {weights:.2f} | {base:.2f} | {' | '.join(parts)} |")
+            parts = [f"{row[k]:.2f} | {row[k] / weights:.2f}×" for k in ("canonicalise→lower", "lower", "export")]
+            lines.append(_row(row["kind"], f"{weights:.2f}", f"{base:.2f}", *parts))
         lines.append("")
     return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _line(name: str, values: list[float | None]) -> str:
