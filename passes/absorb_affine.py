@@ -6,6 +6,7 @@ from torch import fx
 
 from autorep_fx.passes.form_walk import FormWalk
 from autorep_fx.passes.forms import FORM_KEY
+from autorep_fx.passes.gate_forms import CONDITIONING
 from autorep_fx.passes.infra import Pass, PassResult
 
 __all__ = ["AbsorbAffinePass"]
@@ -35,7 +36,7 @@ class AbsorbAffinePass(Pass):
             the rounding of the dtype.
     """
 
-    def __init__(self, *, conditioning: float = 2.0) -> None:
+    def __init__(self, *, conditioning: float = CONDITIONING) -> None:
         self.conditioning = conditioning
 
     def call(self, module: fx.GraphModule) -> PassResult:

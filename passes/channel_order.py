@@ -1,4 +1,4 @@
-"""An order of channels in which the kept sets of several sites fall into few runs."""
+"""An order of channels in which the kinds of several sites fall into few runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def fewest_runs(rows: Tensor, cells: Sequence[tuple[int, int]]) -> Tensor | None
     patterns, which is not worth solving exactly.
 
     Args:
-        rows: ``(sites, channels)``: 1 for kept, 0 for replaced, −1 for channels that a site does not have.
+        rows: ``(sites, channels)``: 0 for kept, other numbers for other kinds, −1 for channels that a site does not
+            have.
         cells: Stretches that channels must not leave.
     """
     candidates = []
@@ -42,19 +43,20 @@ def fewest_runs(rows: Tensor, cells: Sequence[tuple[int, int]]) -> Tensor | None
 
 def _by_count(rows: Tensor, before: Tensor | None) -> Tensor:
     """Kept by most sites first; equal patterns together."""
-    keys = [(-int((column == 1).sum()), tuple(column.tolist())) for column in rows.T]
+    keys = [(-int((column == 0).sum()), tuple(column.tolist())) for column in rows.T]
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _nearest(rows: Tensor, before: Tensor | None) -> Tensor:
     """From pattern to nearest pattern, starting next to the pattern ``before`` or at the one kept most."""
     patterns, member = torch.unique(rows, dim=1, return_inverse=True)
-    at = before if before is not None else patterns[:, int((patterns == 1).sum(0).argmax())]
-    left = list(range(patterns.shape[1]))
+    at = before if before is not None else patterns[:, int((patterns == 0).sum(0).argmax())]
+    left = torch.ones(patterns.shape[1], dtype=torch.bool)
     order: list[int] = []
-    while left:
-        nearest = min(left, key=lambda k: int((patterns[:, k] != at).sum()))
-        left.remove(nearest)
+    while bool(left.any()):
+        distances = (patterns != at[:, None]).sum(0).masked_fill(~left, len(rows) + 1)
+        nearest = int(distances.argmin())
+        left[nearest] = False
         at = patterns[:, nearest]
         order += (member == nearest).nonzero().flatten().tolist()
     return torch.tensor(order)

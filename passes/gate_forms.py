@@ -14,8 +14,8 @@ from autorep_fx.passes.form_costs import MOST_RUNS, cheaper_apart
 from autorep_fx.passes.forms import Form
 
 __all__ = [
-    "HOMOGENEOUS", "Kind", "NaturalForm", "kept_by_channel", "natural_form", "padded_coefficients", "runs",
-    "wished_shift",
+    "CONDITIONING", "HOMOGENEOUS", "Kind", "NaturalForm", "foreseen_kinds", "kept_by_channel", "natural_form",
+    "padded_coefficients", "runs", "wished_shift",
 ]  # fmt: skip
 
 #: Kinds of activations with f(a·x) = a·f(x) for a > 0.
@@ -28,6 +28,8 @@ _LARGEST_OFFSET = 1000.0
 # a ReLU its polynomial is nearly flat, and the quotients of one site multiply with those of the next: a RegNet left
 # float32 after eight of them.
 _LEAST_SCALE = 2.0**-10
+#: Largest √|c2|·|h| at which a square is completed; the cancellation costs about its square times the rounding.
+CONDITIONING = 2.0
 # An offset that is nothing but rounding of float64.
 _ROUNDING = 1e-12
 
@@ -99,14 +101,7 @@ def wished_shift(gate: GatedActivation, bound: float, *, true_output: bool = Fal
 
 def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
     """The cheapest exact arithmetic for an input that is stored as ``given``."""
-    s, t = given.scale, given.shift
-    c0, c1, c2 = padded_coefficients(gate)
-    polynomial = torch.stack([c0 + (c1 + c2 * t) * t, (c1 + 2 * c2 * t) * s, c2 * s * s])
-    # What is nothing but rounding: the constant and the offset that a wish was granted for.
-    gone = (c2 == 0) & ((c0 + c1 * t).abs() <= _ROUNDING * c0.abs())
-    polynomial[0] = torch.where(gone, 0.0, polynomial[0])
-    size = (c1.abs() + (2 * c2 * t).abs()) * s.abs()
-    polynomial[1] = torch.where((c2 != 0) & (polynomial[1].abs() <= _ROUNDING * size), 0.0, polynomial[1])
+    s, polynomial = given.scale, _stored_polynomial(gate, given)
     kinds = _kinds(gate, polynomial, s)
     square, linear = kinds == Kind.SQUARE, kinds == Kind.LINEAR
     kept = (kinds == Kind.KEPT) & (s > 0) & (gate.site.kind in HOMOGENEOUS)
@@ -116,20 +111,49 @@ def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
     return NaturalForm(kinds, offset, polynomial, Form(given.axis, scale, shift))
 
 
-def _kinds(gate: GatedActivation, polynomial: Tensor, scale: Tensor) -> Tensor:
-    """Per channel the cheapest kind that is exact."""
+def foreseen_kinds(gate: GatedActivation, conditioning: float = CONDITIONING) -> Tensor:
+    """``(C,)`` of :class:`Kind` that each channel has where it finds its input as it wishes, and is cut from others."""
+    wish = wished_shift(gate, conditioning).nan_to_num(0.0)
+    given = Form(1, torch.ones_like(wish), wish)
+    replaced = _replaced_kinds(gate, _stored_polynomial(gate, given), given.scale)
+    return torch.where(kept_by_channel(gate).all(1), int(Kind.KEPT), replaced)
+
+
+def _stored_polynomial(gate: GatedActivation, given: Form) -> Tensor:
+    """``(3, C)`` coefficients of the true output in an input that is stored as ``given``."""
+    s, t = given.scale, given.shift
+    c0, c1, c2 = padded_coefficients(gate)
+    polynomial = torch.stack([c0 + (c1 + c2 * t) * t, (c1 + 2 * c2 * t) * s, c2 * s * s])
+    # What is nothing but rounding: the constant and the offset that a wish was granted for.
+    gone = (c2 == 0) & ((c0 + c1 * t).abs() <= _ROUNDING * c0.abs())
+    polynomial[0] = torch.where(gone, 0.0, polynomial[0])
+    size = (c1.abs() + (2 * c2 * t).abs()) * s.abs()
+    polynomial[1] = torch.where((c2 != 0) & (polynomial[1].abs() <= _ROUNDING * size), 0.0, polynomial[1])
+    return polynomial
+
+
+def _replaced_kinds(gate: GatedActivation, polynomial: Tensor, scale: Tensor) -> Tensor:
+    """Per channel the cheapest kind that is exact for what is replaced in it."""
     kinds = torch.full_like(polynomial[0], Kind.GENERAL, dtype=torch.int64)
-    kept = kept_by_channel(gate)
-    whole = kept.all(1)
-    if isinstance(gate, GatedPool):  # decides by whole channels, on averages
-        return torch.where(whole, int(Kind.KEPT), kinds)
+    if isinstance(gate, GatedPool):
+        return kinds
+    kept = kept_by_channel(gate).any(1)
     if bool(polynomial[1:].any()):  # a constant everywhere is one, not nothing
-        kinds[(polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept.any(1))] = Kind.LINEAR
+        kinds[(polynomial[2] == 0) & ((polynomial[1] != 0) | ~kept)] = Kind.LINEAR
     near = (polynomial[1] / polynomial[2] * scale).abs() <= _LARGEST_OFFSET
     kinds[(polynomial[2] != 0) & near] = Kind.SQUARE
     leading = torch.where(kinds == Kind.SQUARE, polynomial[2], polynomial[1]).abs()
-    kinds[kept.any(1) & (leading < _LEAST_SCALE)] = Kind.GENERAL
+    kinds[kept & (leading < _LEAST_SCALE)] = Kind.GENERAL
+    return kinds
+
+
+def _kinds(gate: GatedActivation, polynomial: Tensor, scale: Tensor) -> Tensor:
+    """Per channel the cheapest kind, in the order in which the channels are."""
+    kept, kinds = kept_by_channel(gate), _replaced_kinds(gate, polynomial, scale)
+    whole = kept.all(1)
     apart = torch.where(whole, int(Kind.KEPT), kinds)
+    if isinstance(gate, GatedPool):  # decides by whole channels, on averages
+        return apart
     single = bool((kept.any(1) & ~whole).any())  # then those of whole channels may be gathered with the others
     if not single or cheaper_apart(kept.numel(), int(kept[whole].sum()), len(runs(apart))):
         kinds = apart

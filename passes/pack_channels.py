@@ -1,4 +1,4 @@
-"""Pack channels: kept channels side by side, so that a site is cut apart by slices instead of gathers."""
+"""Pack channels: kept channels side by side, and others by what they compute, so that slices cut a site apart."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from itertools import pairwise
 import torch
 from torch import fx
 
-from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.channel_edit import ChannelEdit
 from autorep_fx.passes.channel_order import fewest_runs
 from autorep_fx.passes.forms import note
-from autorep_fx.passes.gate_forms import kept_by_channel
+from autorep_fx.passes.gate_forms import foreseen_kinds
 from autorep_fx.passes.infra import Pass, PassResult
 
 __all__ = ["PackChannelsPass"]
 
 
 class PackChannelsPass(Pass):
-    """Permutes channels between layers, where whole channels are kept and others replaced.
+    """Permutes channels between layers, where a site computes one thing in some channels and another in others.
 
     1. Sites that residual sums, products and the like tie share one order; values that are joined side by side keep
        their stretches.
     2. Where the kept sets of tied sites are nested, each becomes one run; otherwise the order has the fewest runs that
-       were found.
+       were found. Replaced channels are told apart by what they will compute if absorption grants what they wish: a
+       square, nothing, or the polynomial as it is.
     3. What moves channels about itself, such as a convolution in groups, declines its group, with the reason noted.
 
     The weights before and behind take the order over; nothing is added to the graph.
@@ -39,18 +39,11 @@ class PackChannelsPass(Pass):
         return PassResult(module, modified=bool(edit.orders))
 
 
-def _is_cut(gate: GatedActivation) -> bool:
-    """Whether some whole channels are kept, and all others replaced."""
-    kept = kept_by_channel(gate)
-    whole = kept.all(1)
-    return bool(whole.any()) and not bool(whole.all()) and bool((whole | ~kept.any(1)).all())
-
-
 def _wanting(module: fx.GraphModule, edit: ChannelEdit) -> list[int]:
-    """Groups with a site of which whole channels are kept."""
+    """Groups with a site of several kinds of channels."""
     found = {
         root: gate.site.name for node, gate in edit.gates.items()
-        if (root := edit.root(node)) is not None and _is_cut(gate)
+        if (root := edit.root(node)) is not None and len(foreseen_kinds(gate).unique()) > 1
     }  # fmt: skip
     for root, name in list(found.items()):
         reason = edit.obstacle(root)
@@ -66,11 +59,10 @@ def _pack(edit: ChannelEdit, root: int) -> None:
     edges = {edge for other, *stretch in edit.stretches.values() for edge in stretch if other == root}
     rows = []
     for node, gate in edit.gates_in(root):
-        if _is_cut(gate):
-            start = edit.start(node)
-            row = torch.full((length,), -1, dtype=torch.int8)
-            row[start : start + gate.site.channels] = kept_by_channel(gate).all(1).to(torch.int8)
-            rows.append(row)
+        start = edit.start(node)
+        row = torch.full((length,), -1, dtype=torch.int8)
+        row[start : start + gate.site.channels] = foreseen_kinds(gate).to(torch.int8)
+        rows.append(row)
     order = fewest_runs(torch.stack(rows), list(pairwise(sorted(edges | {0, length}))))
     if order is not None:
         edit.orders[root] = order

@@ -57,6 +57,23 @@ def test_nested_kept_sets_are_one_slice_each() -> None:
     assert "index_select" not in operations
 
 
+@pytest.mark.parametrize("kept", [[], [1, 5, 9]])
+def test_replaced_channels_lie_together_by_what_they_compute(kept: list[int]) -> None:
+    """Squares, nearly linear quadratics as they are, and linear channels in turn: one slice for each kind."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 2, 1)).double()
+    x = torch.randn(3, 3, 8, 8).double()
+    gated = gated_at_random(model, x, granularity="channel", share=0.0)
+    rows = torch.tensor([[0.2, 0.1, 0.0], [0.5, 0.6, 0.7], [0.4, 1e-5, 0.0]]).repeat(1, 4).double()
+    gated.gates["1"].set_coefficients(rows)
+    gated.gates["1"].kept[kept] = True
+    compiled = autorep_fx.lower(gated)
+    operations = [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
+    assert operations.count("slice") == 3 + bool(kept)
+    assert operations.count("mul") == 3  # one for the squares, two by Horner's rule
+    torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
+
+
 def test_sets_that_are_not_nested_take_few_runs() -> None:
     """Two disjoint sets beside each other: three runs for one of the sites at most."""
     _, operations = _lowered(_residual(), {"relu": [0, 4, 8], "relu#2": [2, 6, 10], "relu#3": [0, 4, 8]})
