@@ -17,7 +17,8 @@ __all__ = [
 ModelArgument = Annotated[Path, typer.Argument(help="An exported model: .onnx, or a folder of a result.")]
 ProtocolOption = Annotated[str, typer.Option(help="cheetah (two parties), aby3 (three), or semi2k (insecure dealer).")]
 RingOption = Annotated[
-    int, typer.Option(help="Bits of the ring: 32, 64 or 128; 0 chooses by the ranges of the samples.")
+    int,
+    typer.Option(help="Bits of the ring: 32 (small products only), 64 or 128; 0 chooses by the ranges of the samples."),
 ]
 FractionOption = Annotated[int, typer.Option(help="Fraction bits; 0 for the engine's own.")]
 InputOption = Annotated[Path, typer.Option("--input", "-i", help="Samples: .npy (N, ...), or .npz with one per input.")]

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from autorep_fx.errors import SecureProgramError
+from autorep_fx.errors import ProtocolError, SecureProgramError
 from autorep_fx.runtime.secure.engine import require_spu
 from autorep_fx.runtime.secure.program import JaxProgram
 from autorep_fx.runtime.secure.protocols import Settings
 
 __all__ = [
-    "Compiler", "Executable", "compile_function", "count_comparisons", "first_use", "input_name", "output_name",
-    "weight_name",
+    "Compiler", "Executable", "compile_function", "count_comparisons", "first_use", "input_name", "largest_product",
+    "output_name", "weight_name",
 ]  # fmt: skip
 
 # What compares one secret element, in the engine's program; the type of the result comes last.
@@ -27,6 +27,12 @@ _COMPARES = re.compile(
     r"pphlo\.(?:less|less_equal|greater|greater_equal|maximum|minimum|abs|sign)\b.*(?:->|:) "
     r"tensor<(?P<shape>(?:\d+x)*)!pphlo\.secret<[^>]*>>$"
 )
+# A product of matrices there, with the shapes of both factors and of the result.
+_SHAPE = r"tensor<((?:\d+x)*)!pphlo\.secret<[^>]*>>"
+_PRODUCT = re.compile(rf"pphlo\.(dot|dot_general|convolution)\b.*: \({_SHAPE}, {_SHAPE}\) -> {_SHAPE}$")
+# Multiplications of one product that spu 0.9.5 survived in a ring of 32 bits, under each protocol: it crashed
+# at 102,400 and all that were larger (x86-64 with AVX-512; products of matrices and convolutions).
+_SURVIVED = 96_000
 
 
 def weight_name(index: int) -> str:
@@ -53,12 +59,14 @@ class Executable:
         seconds: Seconds that compiling took.
         comparisons: Secret elements that it compares.
         digest: SHA-256 of its code.
+        largest_product: Most multiplications of numbers in one product of matrices or convolution.
     """
 
     program: Any
     seconds: float
     comparisons: int
     digest: str
+    largest_product: int
 
 
 class Compiler:
@@ -110,7 +118,11 @@ class Compiler:
         return None
 
     def query(self, shapes: Sequence[tuple[int, ...]]) -> Executable:
-        """The program for inputs of these shapes; compiled once."""
+        """The program for inputs of these shapes; compiled once.
+
+        Raises:
+            ProtocolError: Its products are too large for the ring.
+        """
         import jax
 
         key = tuple(map(tuple, shapes))
@@ -132,7 +144,14 @@ class Compiler:
         self, function: Callable[..., Any], abstract: Sequence[Any], inputs: list[str],
         name_output: Callable[[int], str],
     ) -> Executable:  # fmt: skip
-        return compile_function(function, abstract, inputs, name_output)
+        made = compile_function(function, abstract, inputs, name_output)
+        if self.settings.ring_bits == 32 and made.largest_product > _SURVIVED:
+            raise ProtocolError(
+                "The engine crashes in a product of this size in a ring of 32 bits.",
+                received=f"{made.largest_product:,} multiplications; it is known to survive {_SURVIVED:,}",
+                fix="Take a ring of 64 bits.",
+            )
+        return made
 
 
 def compile_function(
@@ -165,7 +184,9 @@ def compile_function(
             "The compiled program has a loop, which the engine runs element by element.",
             fix="This is a defect of the program's operators: report it with the model.",
         )
-    return Executable(compiled, time.perf_counter() - start, count_comparisons(text), hashlib.sha256(code).hexdigest())
+    seconds = time.perf_counter() - start
+    digest = hashlib.sha256(code).hexdigest()
+    return Executable(compiled, seconds, count_comparisons(text), digest, largest_product(text))
 
 
 def count_comparisons(text: str) -> int:
@@ -175,6 +196,19 @@ def count_comparisons(text: str) -> int:
         found = _COMPARES.search(line.strip())
         if found:
             result += math.prod(int(size) for size in found["shape"].split("x") if size)
+    return result
+
+
+def largest_product(text: str) -> int:
+    """Multiplications of the largest product of matrices, or convolution, in a program of the engine; 0 without one."""
+    result = 0
+    for line in text.splitlines():
+        found = _PRODUCT.search(line.strip())
+        if found:
+            left, right, made = ([int(size) for size in shape.split("x") if size] for shape in found.groups()[1:])
+            # The engine's kernels have their outputs last; other factors are summed over their last axis.
+            summed = math.prod(right[:-1]) if found[1] == "convolution" else left[-1]
+            result = max(result, math.prod(made) * summed)
     return result
 
 

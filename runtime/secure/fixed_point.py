@@ -180,6 +180,8 @@ def check_headroom(ranges: Sequence[NodeRange], settings: Settings, *, bits: flo
 def choose_settings(ranges: Sequence[NodeRange], protocol: str, *, bits: float = 2.0) -> Settings:
     """The smallest ring that all results fit with at least 12 fraction bits, and up to 20 of these.
 
+    A ring of 32 bits is never chosen: the engine crashes there in all but small products of matrices.
+
     Args:
         ranges: How far operations reach, without rounding.
         protocol: Name of the protocol.
@@ -188,7 +190,7 @@ def choose_settings(ranges: Sequence[NodeRange], protocol: str, *, bits: float =
     Raises:
         ProtocolError: No ring is large enough.
     """
-    for ring in (32, 64, 128):
+    for ring in (64, 128):
         for fraction in range(min(_FINEST, ring // 2 - 1), _COARSEST - 1, -1):
             settings = Settings(protocol, ring, fraction)
             if all(item.headroom(settings) >= bits for item in ranges):

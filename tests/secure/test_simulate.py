@@ -145,6 +145,35 @@ def test_counting_reads_shapes_of_what_is_secret() -> None:
     assert count_comparisons("\n".join(lines)) == 20 + 7 + 1
 
 
+@pytest.mark.parametrize("protocol", ["semi2k", "aby3"])
+def test_products_that_crash_the_engine_in_32_bits_are_refused(protocol: str, model: Path) -> None:
+    """By size, of matrices and convolutions alike; the same products compile in 64 bits."""
+    import jax
+
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return x @ w
+
+    def convolution(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID")
+
+    program = JaxProgram(split_model(model).program)
+    for function, shapes, size in (
+        (product, ((100, 64), (64, 16)), 102_400),
+        (product, ((3, 100, 64), (3, 64, 16)), 307_200),
+        (convolution, ((1, 6, 14, 14), (16, 6, 5, 5)), 240_000),
+    ):
+        arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes], ["x", "w"], lambda i: "y"
+        assert Compiler(program, Settings(protocol, 64))._compile(function, *arguments).largest_product == size
+        with pytest.raises(ProtocolError, match=f"crashes in a product.*\n.*{size:,} multiplications"):
+            Compiler(program, Settings(protocol, 32))._compile(function, *arguments)
+
+
+def test_small_products_run_in_32_bits(model: Path, x: np.ndarray) -> None:
+    session = SimulatedSession(split_model(model), Settings("semi2k", 32), timeout=60)
+    [output], _ = session.query([x])
+    assert np.isfinite(output).all()
+
+
 def test_a_count_that_the_engine_does_not_confirm_is_refused(model: Path, x: np.ndarray) -> None:
     settings = Settings("semi2k")
     session = SimulatedSession(split_model(model), settings, timeout=60)
