@@ -27,7 +27,8 @@ class AbsorbAffinePass(Pass):
        ``conditioning``, it is ``z·(z + g)``, which needs an addition more and cancels nothing.
     4. A linear polynomial computes nothing.
     5. A sum takes inputs of equal scales. Along a residual chain the scale before each quadratic is the geometric mean
-       of ``1/|c2|`` and the scale behind it, so that all of them meet without a product.
+       of ``1/|c2|`` and the scale behind it, so that all of them meet without a product. Where a wish cannot be met, a
+       linear operation takes over the scale of what it is added to.
     6. Averages, max pooling (positive scales), views, slices and concatenations carry forms on.
     7. Anything else, and the model's output, takes true values: what is left is multiplied and added there, and noted.
 

@@ -21,6 +21,7 @@ from autorep_fx.passes.linear_ops import LinearOp, free_name, is_linear
 from autorep_fx.passes.shapes import record_missing_shapes
 from autorep_fx.passes.shift_paths import ShiftPaths
 from autorep_fx.passes.stored_values import StoredValues
+from autorep_fx.passes.sum_scales import SumScales, left_alone
 
 __all__ = ["FormWalk"]
 
@@ -46,6 +47,7 @@ class FormWalk:
             if node.op == "call_function" and node in self.dependent and (found := affine_of(module, node)) is not None
         }  # fmt: skip
         self.wishes = scale_wishes(module, self.ops, self.gates, self.affine)
+        self.sums = SumScales(module, self.ops)
         self.paths = ShiftPaths(self.ops, self.affine)
         self.values = StoredValues(module)
         self.forms = self.values.forms
@@ -95,7 +97,7 @@ class FormWalk:
             given = wanted
         if not given.is_identity:
             op.take_input(given.scale, given.shift)
-        scale = _filled(self.wishes.get(node), 1.0, op.outputs)
+        scale = self.sums.taken_over(node, self.forms, _filled(self.wishes.get(node), 1.0, op.outputs))
         op.give_output(scale)
         if all(user in self.ops or user in self.gates for user in node.users):
             constant = op.constant_outputs()
@@ -117,6 +119,8 @@ class FormWalk:
         natural = natural_form(gate, given)
         scale = _filled(self.wishes.get(node), torch.nan, channels)
         scale = torch.where(scale.isnan(), natural.out.scale, scale)
+        if self.sums.is_free(node):
+            scale = left_alone(scale, natural)
         shift = natural.out.shift
         refusing = [user for user in node.users if self._refuses_shift(user, node)]
         if refusing and bool(shift.any()):

@@ -16,13 +16,13 @@ from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, natural_form, padded
 from autorep_fx.passes.graphs import node_shape
 from autorep_fx.passes.linear_ops import LinearOp
 
-__all__ = ["scale_wishes"]
+__all__ = ["HIGH", "LOW", "scale_wishes"]
 
 aten = torch.ops.aten
 _FREE = torch.tensor(torch.nan, dtype=torch.float64)
 _ONE = torch.tensor(1.0, dtype=torch.float64)
-# Wishes stay within these: stored values must fit into float16 and into fixed point.
-_LOW, _HIGH = 2.0**-6, 2.0**6
+#: Wishes stay within these: stored values must fit into float16 and into fixed point.
+LOW, HIGH = 2.0**-6, 2.0**6
 
 
 def scale_wishes(
@@ -60,7 +60,7 @@ class _Backward:
         if user in self.gates:
             return self._of_gate(self.gates[user], own)
         if user in self.affine:
-            return (own / self.affine[user][2].abs()).clamp(_LOW, _HIGH)
+            return (own / self.affine[user][2].abs()).clamp(LOW, HIGH)
         if user.target is aten.add.Tensor:
             return torch.where(own.isnan(), 1.0, own)
         if user.target is aten.cat.default:
@@ -83,7 +83,7 @@ class _Backward:
         result = torch.where(kinds == Kind.LINEAR, (own / c1).abs(), result)
         kept = own.clone() if gate.site.kind in HOMOGENEOUS else torch.ones_like(own)
         result = torch.where(kinds == Kind.KEPT, kept, result)
-        wish: Tensor = result.clamp(_LOW, _HIGH)
+        wish: Tensor = result.clamp(LOW, HIGH)
         return wish
 
 

@@ -116,6 +116,50 @@ def test_a_linear_polynomial_leaves_nothing() -> None:
     assert operations == ["conv2d", "flatten", "linear"]
 
 
+def _residual_with(degree: int, rows: dict[int, dict[int, float]], blocks: tuple[str, ...]) -> tuple[Any, list[str]]:
+    """Channel 0 of some gates of a residual network with these coefficients and no slope; the operations left."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.stem(x))
+        for name in blocks:
+            x = F.relu(getattr(m, name)(x) + x)
+        return m.head(x)
+
+    torch.manual_seed(0)
+    convs = {name: _conv(4, 4, 1) for name in (*blocks, "head")}
+    x = torch.randn(4, 3, 8, 8).double()
+    gated = gated_at_random(spread(Call(forward, stem=_conv(3, 4), **convs), 0).double(), x, share=0.0, degree=degree)
+    for number, gate in enumerate(gated.gates.values()):
+        coefficients = gate.coefficients.detach().clone()
+        for row, value in rows.get(number, {}).items():
+            coefficients[row, 0] = value
+        gate.set_coefficients(coefficients)
+    compiled = autorep_fx.lower(gated)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
+    return compiled, [name for node in compiled.module.graph.nodes if (name := operator_name(node))]
+
+
+@pytest.mark.parametrize("rows", [{1: 1e-2}, {1: 0.0, 2: 1e-4}, {1: 0.0, 2: -1.0}])
+def test_a_residual_sum_takes_the_scale_that_a_polynomial_leaves(rows: dict[int, float]) -> None:
+    """Where a wish is out of bounds or of another sign, the convolution beside it adapts: no product by a scale."""
+    degree = max(rows)
+    _, operations = _residual_with(degree, {0: rows}, ("one",))
+    product = ["mul"] * (degree - 1)
+    assert operations == ["conv2d", *product, "conv2d", "add", *product, "conv2d"]
+
+
+def test_scales_are_corrected_only_where_they_leave_their_bounds() -> None:
+    """Slopes of a hundredth at five sites in a chain: a product by a scale at every other one, not at all."""
+    flat = {number: {1: 0.01 + number / 1000} for number in range(5)}
+    compiled, operations = _residual_with(1, flat, ("one", "two", "three", "four"))
+    assert operations.count("mul") == 2
+    sums = [i for i, name in enumerate(operations) if name in ("add", "mul")]
+    assert [operations[i] for i in sums] == ["add", "mul", "add", "add", "mul", "add"]
+    constants = [t for t in compiled.module.buffers() if t.is_floating_point()]
+    assert max(float(t.abs().max()) for t in constants) < 1e4
+
+
 def test_kept_and_replaced_elements_of_a_channel_share_its_form() -> None:
     """Element gates of degree 1: the dense part computes nothing; of degree 2: one product."""
     model = nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2))
