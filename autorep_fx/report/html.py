@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from autorep_fx.files import output_directory, write_text
 from autorep_fx.report import _text, figures
+from autorep_fx.report._templates import render_template
 from autorep_fx.report.data import ReportData, ReportSite
 
 __all__ = ["render", "write_report"]
@@ -22,21 +21,9 @@ def render(data: ReportData) -> str:
 
     All strings of ``data`` are shown as they are: markup in them is escaped.
     """
-    environment = Environment(
-        loader=PackageLoader("autorep_fx", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    filters: dict[str, Callable[..., str]] = {
-        "count": _text.count,
-        "shape": _text.shape,
-        "span": _text.span,
-    }
-    environment.filters.update(filters)
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
+        filters={"shape": _text.shape, "span": _text.span},
         data=data,
         kept_share=_text.share(data.after - data.fixed, data.before - data.fixed),
         gateable=data.before - data.fixed,

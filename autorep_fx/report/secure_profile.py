@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from autorep_fx.report import _text
+from autorep_fx.report._templates import render_template
 
 __all__ = ["secure_profile_page"]
 
@@ -34,14 +33,10 @@ def secure_profile_page(run: Mapping[str, Any], profile: Mapping[str, Any], *, t
         profile: Its profile as in the JSON file: ``nodes``, ``calls`` and ``total``.
         title: Name of the model.
     """
-    environment = Environment(
-        loader=PackageLoader("autorep_fx", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["count"] = _text.count
-    environment.filters["told"] = _told
     total = profile["total"]
-    return environment.get_template("secure_profile.html.j2").render(
+    return render_template(
+        "secure_profile.html.j2",
+        filters={"told": _told},
         run=run,
         title=title,
         total=total,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from autorep_fx.report import _text
 from autorep_fx.report._svg import ACCENT, MUTED, draw
+from autorep_fx.report._templates import render_template
 
 __all__ = ["sweep_figure", "sweep_page"]
 
@@ -46,14 +46,9 @@ def sweep_page(sweep: Mapping[str, Any], *, title: str) -> str:
         sweep: As in ``sweep.json``.
         title: Name of the model.
     """
-    environment = Environment(
-        loader=PackageLoader("autorep_fx", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["count"] = _text.count
     original = sweep["original"]["metric"]
     points = [(row["comparisons"], row["metric"]) for row in sweep["rows"] if row["metric"] is not None]
     figure = None
     if points and original is not None:
         figure = Markup(sweep_figure(points, original, original - sweep["max_drop"]))
-    return environment.get_template("sweep.html.j2").render(sweep=sweep, title=title, figure=figure)
+    return render_template("sweep.html.j2", sweep=sweep, title=title, figure=figure)
