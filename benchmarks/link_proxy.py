@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 from functools import partial
 
 from autorep_fx.cost.network import Network
@@ -55,7 +56,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dir
                 break
             writer.write(content)
             await writer.drain()
-        writer.close()
+        writer.write_eof()  # the other way goes on
 
     delivery = asyncio.ensure_future(deliver())
     try:
@@ -66,6 +67,12 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dir
         pass  # the other side is told by the end of what arrives
     travelling.put_nowait((direction.arrival(0, clock()), b""))
     await asyncio.gather(delivery, return_exceptions=True)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):  # of a connection that the other side broke
+        await writer.wait_closed()
 
 
 async def serve(network: Network, listen: int, target: int) -> asyncio.Server:
@@ -82,9 +89,10 @@ async def serve(network: Network, listen: int, target: int) -> asyncio.Server:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
         except OSError:
-            writer.close()  # the party has not started; the other tries again
+            await _close(writer)  # the party has not started; the other tries again
             return
         await asyncio.gather(_carry(reader, far_writer, there), _carry(far_reader, writer, back))
+        await asyncio.gather(_close(writer), _close(far_writer))
 
     return await asyncio.start_server(connected, "127.0.0.1", listen)
 
