@@ -14,7 +14,7 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.flatten import flat_module
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.norm_records import record_modes_of_program
-from autorep_fx.passes.sizes import settle_batch, settle_sizes
+from autorep_fx.passes.settled_sizes import settle_batch, settle_sizes
 
 __all__ = ["from_exported", "is_exported", "module_of", "settle_shapes"]
 
