@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import subprocess
-import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,18 +78,15 @@ def main() -> None:
     parser.add_argument("--again", choices=["failed"], help="run these once more")
     parser.add_argument("--identity", action="store_true", help="check a budget of everything instead")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one model")
-    parser.add_argument("--one", help="run one model in this process and print its row as JSON")
     options = parser.parse_args()
-    if options.one:
-        check = check_identity if options.identity else run
-        print(json.dumps(check(options.library, options.one)))
-        return
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"coverage-{options.library}.jsonl"
     rows = read_rows(path)
     if options.again:
         rows = {name: row for name, row in rows.items() if "parity" in row}
-    names = options.names.split(",") if options.names else list_models(options.library)
+    register_schemas()
+    listed = list_models(options.library)
+    names = options.names.split(",") if options.names else listed
     if options.sample:
         names = draw(names, options.sample, options.seed, options.largest)
     if options.identity:
@@ -111,8 +110,9 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def list_models(library: str) -> list[str]:
-    register_schemas()
     if library == "hf":
+        import transformers  # noqa: F401  here, so that it is imported once
+
         return list(HUGGING_FACE)
     if library == "torchvision":
         import torchvision
@@ -150,22 +150,34 @@ def register_schemas() -> None:
 
 
 def isolated(library: str, name: str, limit: float, identity: bool) -> dict[str, Any]:
-    """Run one model in a process of its own, for at most ``limit`` seconds."""
-    start = time.perf_counter()
-    command = [sys.executable, __file__, "--library", library, "--one", name, *(["--identity"] if identity else [])]
+    """Run one model in a process of its own, for at most ``limit`` seconds; forked, so that imports are made once."""
+    start, failed = time.perf_counter(), "identity" if identity else "cause"
+    fork = multiprocessing.get_context("fork")
+    receiving, sending = fork.Pipe(duplex=False)
+    process = fork.Process(target=_send, args=(sending, check_identity if identity else run, library, name, failed))
+    process.start()
+    sending.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        row = {"model": name, "cause": f"more than {limit:g} s"}
-    except (IndexError, json.JSONDecodeError):
-        row = {"model": name, "cause": f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"}
+        row = receiving.recv() if receiving.poll(limit) else {"model": name, failed: f"more than {limit:g} s"}
+    except EOFError:
+        process.join()
+        row = {"model": name, failed: f"the process ended with {process.exitcode}"}
+    process.kill()
+    process.join()
     return row if identity else {**row, "total_seconds": round(time.perf_counter() - start, 1)}
+
+
+def _send(connection: Any, check: Callable[[str, str], dict[str, Any]], library: str, name: str, failed: str) -> None:
+    try:
+        row = check(library, name)
+    except Exception as error:  # a row, as every failure
+        traceback.print_exc()
+        row = {"model": name, failed: f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    connection.send(row)
 
 
 def build(library: str, name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     """A model in eval mode and an input for it."""
-    register_schemas()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     spec = f"{library}:{name}"
