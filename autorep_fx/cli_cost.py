@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from autorep_fx.console import table_console
 from autorep_fx.cost.network import Network
 from autorep_fx.cost.predict import Prediction
 
@@ -64,7 +65,7 @@ def predict(
         rows = [{**item.to_json(), **_seconds(item, link)} for item in found]
         typer.echo(json.dumps({**stated, "protocols": rows}, indent=2))
         return
-    console = Console()
+    console = table_console()
     console.print(_totals(found, link, f"{model.name}, batch {batch}, predicted from {costs.name}"))
     for item in found:
         for line in _remarks(item):
@@ -106,7 +107,8 @@ def _totals(found: list[Prediction], link: Network, title: str) -> Table:
     for item in found:
         size = f"{item.known_bytes / 1e6:,.3f}" if item.bytes is not None else f"> {item.known_bytes / 1e6:,.3f}"
         table.add_row(
-            item.protocol + ("" if item.verified else " (unverified)"), f"{item.comparisons:,}", size,
+            item.protocol + ("" if item.verified else " (unverified)"),
+            ("" if item.knows_all_operators else "> ") + f"{item.comparisons:,}", size,
             f"{item.setup_bytes / 1e6:,.3f}", _number(item.messages), _number(item.rounds),
             *("–" if value is None else f"{value:.3f}" for value in _seconds(item, link).values()),
         )  # fmt: skip

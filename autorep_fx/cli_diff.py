@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from autorep_fx.console import table_console
+
 if TYPE_CHECKING:
     from autorep_fx.diff import ModelDiff, PlanDiff, SiteDiff
 
@@ -43,7 +45,7 @@ def diff(
         }
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    console = Console()
+    console = table_console()
     if plan_diff is not None:
         _print_plans(console, plan_diff, all_sites)
     if model_diff is not None:

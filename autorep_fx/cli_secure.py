@@ -194,8 +194,8 @@ def _print(result: SecureRun) -> None:
          "of compilation")  # fmt: skip
     if value["measured_bytes"] is not None:
         setup = value["setup"]
-        line(f"sent by all parties: {value['measured_bytes']:,} bytes in {value['messages']:,} messages in queries; "
-             f"{setup['bytes']:,} bytes in {setup['messages']:,} messages once per session")  # fmt: skip
+        line(f"sent by all parties together: {value['measured_bytes']:,} bytes in {value['messages']:,} messages in "
+             f"queries; {setup['bytes']:,} bytes in {setup['messages']:,} messages once per session")  # fmt: skip
         threat = value["threat_model"]
         line(f"{threat['protocol']}: {', '.join(threat['parties'])}; corruption: {threat['corruption']}; "
              f"trust: {threat['trust']}; dealer: {threat['dealer']}")  # fmt: skip

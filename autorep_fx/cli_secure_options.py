@@ -38,6 +38,8 @@ def read_samples(path: Path) -> list[Any]:
     """
     import numpy as np
 
+    if not path.is_file():
+        raise DataError("There is no such file of samples.", received=str(path), fix="Pass a .npy or .npz file.")
     try:
         found = np.load(path, allow_pickle=False)
         return [found[key] for key in found.files] if hasattr(found, "files") else [found]

@@ -81,4 +81,5 @@ def _print(found: FixedPointReport, worst: int) -> None:
     for text in found.failures:
         console.print(f"Not to be released: {text}.", style="red", highlight=False, soft_wrap=True)
     if not found.failures:
-        console.print("May be released.", style="green")
+        bits = f"--ring-bits {settings.ring_bits} --fraction-bits {settings.fraction_bits}"
+        console.print(f"May be released, to be run with {bits}.", style="green", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ def sweep(
     config: Annotated[Path, typer.Option("--config", "-c", help="Pipeline file (YAML).", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)],
     budgets: Annotated[
-        str, typer.Option(help="Budgets, separated by commas, such as 10%,2.6%,1%,0.", show_default=False)
+        str, typer.Option(help="Budgets, separated by commas, such as 10%,2.6%,1%,0%.", show_default=False)
     ] = "",
     max_drop: Annotated[float, typer.Option(help="What the metric may fall by, for the winner.")] = 0.01,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set, for those read from one.")] = None,

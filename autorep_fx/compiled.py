@@ -167,7 +167,7 @@ class Compiled:
                 continue
             rows.append(
                 ReportSite(site.name, site.kind, site.shape, site.comparisons, plan.comparisons, plan.granularity,
-                           plan.degree, source, plan.input_range)
+                           plan.fitted_degree, source, plan.input_range)
             )  # fmt: skip
         return tuple(rows)
 

@@ -38,7 +38,7 @@ class SitePlan:
         kind: Activation kind.
         shape: Output shape for one sample.
         granularity: What one gate decides on.
-        degree: Degree of the polynomials.
+        degree: Degree of the polynomials, as asked for.
         comparisons_per_element: Nominal comparisons per kept element.
         kept: Units kept; broadcasts to ``shape``.
         coefficients: ``(degree + 1, C)``, lowest power first.
@@ -64,6 +64,12 @@ class SitePlan:
     def kept_elements(self) -> int:
         """Elements that stay the activation."""
         return int(self.kept.sum()) * (self.elements // self.kept.size)
+
+    @property
+    def fitted_degree(self) -> int:
+        """Highest power that any channel uses: less than ``degree`` where calibration fell back to straight lines."""
+        used = np.flatnonzero(np.any(self.coefficients != 0, axis=1))
+        return int(used[-1]) if len(used) else 0
 
     @property
     def comparisons(self) -> int:
@@ -122,7 +128,8 @@ class Plan:
     def __repr__(self) -> str:
         lines = [f"Plan for {self.budget}: {self.original_comparisons:,} → {self.comparisons:,} comparisons"]
         lines += [
-            f"  {s.name}: {s.kept_elements:,} of {s.elements:,} elements kept, degree {s.degree}" for s in self.sites
+            f"  {s.name}: {s.kept_elements:,} of {s.elements:,} elements kept, degree {s.fitted_degree}"
+            for s in self.sites
         ]
         return "\n".join(lines + [f"  {s.name}: fixed, {s.comparisons:,} comparisons" for s in self.fixed])
 

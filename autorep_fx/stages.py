@@ -148,7 +148,7 @@ def select_sites(
         verification: Another level than that of the settings.
 
     Returns:
-        The graph, and a note per substituted site.
+        The graph, and notes on what was substituted.
 
     Raises:
         ConfigError: Substitutions or settings of sites do not fit the model.
@@ -159,12 +159,20 @@ def select_sites(
     canonical = canonicalize(
         captured, passes=settings.passes_of("canonicalize"), example_inputs=inputs, verification=level
     )
+    notes = []
     if settings.substitute:
+        given = _counted(canonical)
         substitute(canonical)
         if level != "off":
             check_canonical(canonical)
+        notes = [f"{name}: {text}" for name, text in substitute.changed.items()]
+        notes.append(f"the model as given compares {given:,} times, with these substitutions {_counted(canonical):,}")
     SiteSettingsPass(settings)(canonical)
-    return canonical, [f"{name}: {text}" for name, text in substitute.changed.items()]
+    return canonical, notes
+
+
+def _counted(canonical: CapturedModule) -> int:
+    return sum(site.comparisons for site in sites_of(canonical))
 
 
 def prepare(

@@ -111,7 +111,7 @@ def shares(model: str, form: str, folder: Path) -> dict[str, int]:
         size = int(np.prod(site.shape))
         kept = int(np.broadcast_to(site.kept, site.shape).sum())
         found["kept"] += kept
-        found["quadratic" if site.degree == 2 else "linear"] += size - kept
+        found["quadratic" if site.fitted_degree == 2 else "linear"] += size - kept
     return found
 
 

@@ -72,6 +72,11 @@ class Prediction:
     compute_seconds: float | None
     unknown: dict[str, int]
 
+    @property
+    def knows_all_operators(self) -> bool:
+        """Whether the comparisons are all: an unknown operator may make some; an unknown operation hides none."""
+        return all(" (" in text for text in self.unknown)
+
     def link_seconds(self, network: Network) -> float | None:
         """Time that a query spends on the network, without computation: bytes spread evenly over the parties."""
         if self.bytes is None or self.messages is None:

@@ -127,6 +127,7 @@ def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *,
         DataError: The inputs do not fit.
     """
     program = _Emulated(split.program, settings)
+    program.feed(*inputs)  # all samples, before any work
     import jax
     from jax.experimental import enable_x64
 

@@ -60,7 +60,8 @@ class JaxProgram:
         if obstacles:
             raise SecureProgramError(
                 "The engine has no form for some of the program:",
-                fix="Replace these operations in the model; nothing else stands in the way.",
+                fix="Nothing else stands in the way. Compile with other activations (substitute: {silu: relu}) or with "
+                'polynomials alone (sites: {"kind:hardsigmoid": {mode: replace}}); or change the model.',
                 obstacles=obstacles,
             )
         self.public = program
@@ -76,10 +77,12 @@ class JaxProgram:
         """Inputs in order, as float32.
 
         Raises:
-            DataError: They do not fit the program.
+            DataError: They do not fit the program, or are not finite, which fixed point cannot say.
         """
         values = [np.asarray(value, dtype=np.float32) if _is_floating(value) else np.asarray(value) for value in args]
-        return list(self._specs.feed(values, {}).values())
+        feed = self._specs.feed(values, {})
+        self._specs.refuse([text for name, value in feed.items() for text in _not_finite(name, value)])
+        return list(feed.values())
 
     def check_shapes(self, shapes: Sequence[tuple[int, ...]]) -> None:
         """Refuse shapes of inputs that do not fit the program.
@@ -196,6 +199,14 @@ def _key(weight: str, layout: str, node: Node) -> str:
     return (
         f"{weight}#{layout},{node.attributes.get('group', 1)},{node.attributes.get('transB', 0)}" if layout else weight
     )
+
+
+def _not_finite(name: str, value: Array) -> list[str]:
+    if value.dtype.kind != "f" or np.isfinite(value).all():
+        return []
+    rows = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+    listed = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
+    return [f"input {name!r} is not finite at sample {listed} of the query"]
 
 
 def _is_floating(value: Any) -> bool:

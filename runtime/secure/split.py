@@ -79,7 +79,9 @@ def split_model(path: Path | str) -> Split:
     if lifted.obstacles:
         raise SecureProgramError(
             f"{path} cannot be split into a public program and weights:",
-            fix="Export the model in float32, with floating-point inputs.",
+            fix="Export the model in float32, with floating-point inputs; where an activation has numbers of its own, "
+            "compile with another one (substitute: {hardsigmoid: relu}), or with polynomials alone "
+            '(sites: {"kind:hardsigmoid": {mode: replace}}).',
             obstacles=lifted.obstacles,
         )
     program = PublicProgram(

@@ -75,6 +75,9 @@ def test_a_quadratic_that_overflows_becomes_linear_and_is_reported() -> None:
     compiled = autorep_fx.transform(model, "0%", example_inputs=x)
     assert bool(torch.isfinite(compiled.module(x)).all())
     assert any("fitted with degree 1" in note for note in compiled.notes)
+    [site] = compiled.plan.sites
+    assert (site.degree, site.fitted_degree) == (2, 1)
+    assert "elements kept, degree 1" in repr(compiled.plan)
 
 
 def test_a_model_whose_own_outputs_are_not_finite_is_refused() -> None:

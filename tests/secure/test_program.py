@@ -142,7 +142,7 @@ def test_everything_that_is_lacking_is_named(tmp_path: Path) -> None:
     with pytest.raises(SecureProgramError) as caught:
         run_plain(split_model(path), [np.zeros((1, 4), np.float32)])
     assert len(caught.value.obstacles) == 3
-    assert "Erf, at one and 1 others" in str(caught.value) and "Cos, at two" in str(caught.value)
+    assert "Erf, at one and 1 other" in str(caught.value) and "Cos, at two" in str(caught.value)
     assert "four (Pad): padding by 'reflect'" in str(caught.value)
 
 

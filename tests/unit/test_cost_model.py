@@ -244,3 +244,16 @@ def test_the_command_prints_totals_nodes_and_json(tmp_path: Path) -> None:
     named = json.loads(CliRunner().invoke(app, ["cost", "predict", str(path), "--json", "--batch", "2"]).output)
     assert named == found
     assert rows["delphi-gc"]["verified"] is False
+
+
+def test_the_table_marks_what_is_not_all_and_cuts_nothing_off(tmp_path: Path) -> None:
+    """A count that leaves out an operator says so; names of protocols and columns are whole in a pipe."""
+    path = tmp_path / "m.onnx"
+    nodes = [helper.make_node("Relu", ["x"], ["h"], name="a"), helper.make_node("Erf", ["h"], ["y"], name="b")]
+    onnx.save(onnx.shape_inference.infer_shapes(_graph(nodes, [N], {})), path)
+    printed = CliRunner().invoke(app, ["cost", str(path)]).output
+    assert printed.count(f"> {N:,} ") == len(load_profile().protocols)
+    onnx.save(onnx.shape_inference.infer_shapes(_graph([RELU], [N], {})), path)
+    assert f"> {N:,} " not in CliRunner().invoke(app, ["cost", str(path)]).output
+    for whole in ("cheetah-paper (unverified)", "MB, all parties", "s compute"):
+        assert whole in printed

@@ -44,6 +44,9 @@ def find_obstacles(program: PublicProgram) -> list[str]:
         else:
             problems += [f"{node.name} ({node.operator}): {text}" for text in entry.obstacles(node)]
     return [
-        f"the operator {operator}, at {names[0]}" + (f" and {len(names) - 1} others" if len(names) > 1 else "")
-        for operator, names in missing.items()
+        f"the operator {operator}, at {names[0]}" + _and_more(len(names) - 1) for operator, names in missing.items()
     ] + problems
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} other{'s' * (count > 1)}" if count else ""
