@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from autorep_fx.training.ranges import beyond_range
 from autorep_fx.training.trainer import GateTrainer
 
 __all__ = ["Request", "compile_model", "evaluate_original", "metric_name"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,13 @@ def _trained(
     if resume and trainer.resume():
         if log is not None:
             log.restart(trainer.history)
-    elif start is not None:
-        gated.start_from(start, request.data)
     else:
-        calibrate(gated, request.data, seed=seed)
+        if resume and target is not None and (target / "plan.json").exists():
+            logger.warning("%s holds a finished result and no checkpoint to go on from: it is made anew", target)
+        if start is not None:
+            gated.start_from(start, request.data)
+        else:
+            calibrate(gated, request.data, seed=seed)
     train_gates(trainer)
     project(gated)
     finetune(trainer)

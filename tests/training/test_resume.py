@@ -144,6 +144,14 @@ def test_data_that_only_begin_epochs_go_on_from_the_last_one(tmp_path: Path, cap
     assert "goes on from the end of epoch 1" in caplog.text
 
 
+def test_resuming_a_finished_run_says_that_it_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An empty folder is no matter for a warning."""
+    first = _run(batches(), tmp_path, resume=True)
+    assert "made anew" not in caplog.text
+    _assert_same(_run(batches(), tmp_path, resume=True), first)
+    assert f"{tmp_path} holds a finished result and no checkpoint to go on from: it is made anew" in caplog.text
+
+
 def test_a_stop_inside_an_epoch_is_saved_where_it_is(tmp_path: Path) -> None:
     """SIGTERM, with data that can go on anywhere: the step that ran is the last one saved."""
     stop = _at(STEPS + 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
