@@ -108,7 +108,7 @@ def _totals(found: list[Prediction], link: Network, title: str) -> Table:
         size = f"{item.known_bytes / 1e6:,.3f}" if item.bytes is not None else f"> {item.known_bytes / 1e6:,.3f}"
         table.add_row(
             item.protocol + ("" if item.verified else " (unverified)"),
-            ("" if item.knows_all_operators else "> ") + f"{item.comparisons:,}", size,
+            ("" if item.comparisons_complete else "> ") + f"{item.comparisons:,}", size,
             f"{item.setup_bytes / 1e6:,.3f}", _number(item.messages), _number(item.rounds),
             *("–" if value is None else f"{value:.3f}" for value in _seconds(item, link).values()),
         )  # fmt: skip

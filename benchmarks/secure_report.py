@@ -74,9 +74,9 @@ messages those of the party that sends most. `stock` is the model's ReLU export 
 the same in a session of this package; the others are compiled without data. Weights are random: the shares of kept
 elements and of those replaced by quadratics and by straight lines are stated, accuracy is not measured here.
 Predictions are those of a later query, measured minus predicted; under ABY3 the busiest party sends a message less
-where another one was the busiest in an operation. `bytes once` is the set-up and what the first query sends more than
-later ones. Beside the seconds: how many queries, and how many processes wanted to run on the machine, these among them;
-seconds at different loads do not compare."""
+where another one was the busiest in an operation, and CHEETAH's messages are not predicted for large calls. `bytes
+once` is the set-up and what the first query sends more than later ones. Beside the seconds: how many queries, and how
+many processes wanted to run on the machine, these among them; seconds at different loads do not compare."""
 
 _COLUMNS = (
     "model", "protocol", "form", "% kept / quadratic / linear", "comparisons", "bytes a query", "of stock",

@@ -111,9 +111,9 @@ def natural_form(gate: GatedActivation, given: Form) -> NaturalForm:
     return NaturalForm(kinds, offset, polynomial, Form(given.axis, scale, shift))
 
 
-def foreseen_kinds(gate: GatedActivation, conditioning: float = CONDITIONING) -> Tensor:
+def foreseen_kinds(gate: GatedActivation) -> Tensor:
     """``(C,)`` of :class:`Kind` that each channel has where it finds its input as it wishes, and is cut from others."""
-    wish = wished_shift(gate, conditioning).nan_to_num(0.0)
+    wish = wished_shift(gate, CONDITIONING).nan_to_num(0.0)
     given = Form(1, torch.ones_like(wish), wish)
     replaced = _replaced_kinds(gate, _stored_polynomial(gate, given), given.scale)
     return torch.where(kept_by_channel(gate).all(1), int(Kind.KEPT), replaced)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from autorep_fx.passes.channel_edit import ChannelEdit
 from autorep_fx.passes.channel_order import fewest_runs
@@ -32,18 +33,19 @@ class PackChannelsPass(Pass):
     def call(self, module: fx.GraphModule) -> PassResult:
         """Permute every group that gains by it."""
         edit = ChannelEdit(module, "autorep_packed")
-        for root in _wanting(module, edit):
-            _pack(edit, root)
+        kinds = {node: foreseen_kinds(gate) for node, gate in edit.gates.items()}
+        for root in _wanting(module, edit, kinds):
+            _pack(edit, root, kinds)
         if edit.orders:
             edit.finish()
         return PassResult(module, modified=bool(edit.orders))
 
 
-def _wanting(module: fx.GraphModule, edit: ChannelEdit) -> list[int]:
+def _wanting(module: fx.GraphModule, edit: ChannelEdit, kinds: Mapping[fx.Node, Tensor]) -> list[int]:
     """Groups with a site of several kinds of channels."""
     found = {
         root: gate.site.name for node, gate in edit.gates.items()
-        if (root := edit.root(node)) is not None and len(foreseen_kinds(gate).unique()) > 1
+        if (root := edit.root(node)) is not None and len(kinds[node].unique()) > 1
     }  # fmt: skip
     for root, name in list(found.items()):
         reason = edit.obstacle(root)
@@ -53,7 +55,7 @@ def _wanting(module: fx.GraphModule, edit: ChannelEdit) -> list[int]:
     return list(found)
 
 
-def _pack(edit: ChannelEdit, root: int) -> None:
+def _pack(edit: ChannelEdit, root: int, kinds: Mapping[fx.Node, Tensor]) -> None:
     """Find the order of a group; nothing where the present one is as good."""
     length = edit.length(root)
     edges = {edge for other, *stretch in edit.stretches.values() for edge in stretch if other == root}
@@ -61,7 +63,7 @@ def _pack(edit: ChannelEdit, root: int) -> None:
     for node, gate in edit.gates_in(root):
         start = edit.start(node)
         row = torch.full((length,), -1, dtype=torch.int8)
-        row[start : start + gate.site.channels] = foreseen_kinds(gate).to(torch.int8)
+        row[start : start + gate.site.channels] = kinds[node].to(torch.int8)
         rows.append(row)
     order = fewest_runs(torch.stack(rows), list(pairwise(sorted(edges | {0, length}))))
     if order is not None:

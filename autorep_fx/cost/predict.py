@@ -44,7 +44,8 @@ class Prediction:
         note: What a reader must know of the protocol's figures.
         parties: Parties that compute.
         nodes: Every node that costs anything, or of which that is not known.
-        comparisons: Comparisons that the engine makes.
+        comparisons: Comparisons that the engine makes, of the operators that the table knows.
+        comparisons_complete: Whether it knows all of them.
         bytes: Over all parties for one query; None if one node's are not known.
         known_bytes: The same for what is known.
         messages: Of a query, in the order in which the engine works; None if one node's are not known.
@@ -62,6 +63,7 @@ class Prediction:
     parties: int
     nodes: tuple[NodePrediction, ...]
     comparisons: int
+    comparisons_complete: bool
     bytes: int | None
     known_bytes: int
     messages: int | None
@@ -71,11 +73,6 @@ class Prediction:
     setup_messages: int
     compute_seconds: float | None
     unknown: dict[str, int]
-
-    @property
-    def knows_all_operators(self) -> bool:
-        """Whether the comparisons are all: an unknown operator may make some; an unknown operation hides none."""
-        return all(" (" in text for text in self.unknown)
 
     def link_seconds(self, network: Network) -> float | None:
         """Time that a query spends on the network, without computation: bytes spread evenly over the parties."""
@@ -116,7 +113,8 @@ def predict(
     counted = all(node.messages is not None for node in nodes)
     return Prediction(
         protocol=name, verified=protocol.verified, note=protocol.note, parties=protocol.parties, nodes=tuple(nodes),
-        comparisons=sum(node.comparisons for node in nodes), bytes=None if unknown else round(known),
+        comparisons=sum(node.comparisons for node in nodes),
+        comparisons_complete=all(item.primitives is not None for item in work), bytes=None if unknown else round(known),
         known_bytes=round(known),
         messages=round(sum(one.messages or 0 for one in charges)) if counted else None,
         messages_total=None if unknown else _total(charges),

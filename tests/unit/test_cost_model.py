@@ -253,6 +253,8 @@ def test_the_table_marks_what_is_not_all_and_cuts_nothing_off(tmp_path: Path) ->
     onnx.save(onnx.shape_inference.infer_shapes(_graph(nodes, [N], {})), path)
     printed = CliRunner().invoke(app, ["cost", str(path)]).output
     assert printed.count(f"> {N:,} ") == len(load_profile().protocols)
+    found = json.loads(CliRunner().invoke(app, ["cost", str(path), "--json"]).output)
+    assert not any(row["comparisons_complete"] for row in found["protocols"])
     onnx.save(onnx.shape_inference.infer_shapes(_graph([RELU], [N], {})), path)
     assert f"> {N:,} " not in CliRunner().invoke(app, ["cost", str(path)]).output
     for whole in ("cheetah-paper (unverified)", "MB, all parties", "s compute"):
