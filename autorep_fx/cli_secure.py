@@ -118,7 +118,7 @@ def party(
         _take_part(rank, config, key, weights, input, batch, insecure_dealer, output, as_json, log)
         code = 0
     except AutorepError as error:
-        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+        _show(error)
     except KeyboardInterrupt:
         code = 130
     except Exception:  # a defect: it is shown, but must not leave a process that hangs
@@ -128,12 +128,18 @@ def party(
     os._exit(code)  # the engine's threads wait for parties that may be gone
 
 
+def _show(error: AutorepError) -> None:
+    Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _take_part(
     rank: int, config: Path, key: Path, weights: Path | None, input: Path | None, batch: int | None,
     insecure_dealer: bool, output: Path | None, as_json: Path | None, log: Path | None,
 ) -> None:  # fmt: skip
     from autorep_fx.files import output_directory
     from autorep_fx.runtime.secure.engine import require_spu
+    from autorep_fx.runtime.secure.link import lost_party
+    from autorep_fx.runtime.secure.native_exit import on_native_exit
     from autorep_fx.runtime.secure.native_output import divert
     from autorep_fx.runtime.secure.parties import load_parties
     from autorep_fx.runtime.secure.run import queries_of
@@ -145,6 +151,7 @@ def _take_part(
     if log is not None:
         divert(output_directory(log) / NATIVE_LOG)
     queries = None if input is None else queries_of(read_samples(input), batch)
+    on_native_exit(lambda: _show(lost_party(parties.timeout, "a message could not be delivered to it")))
     member = Party(
         parties, rank, key, weights=weights, queries=queries, insecure_dealer=insecure_dealer, log=log
     )  # fmt: skip

@@ -18,7 +18,7 @@ from autorep_fx.runtime.secure.certificates import sign, verify
 from autorep_fx.runtime.secure.native_output import refused_certificates
 from autorep_fx.runtime.secure.parties import PartiesConfig
 
-__all__ = ["Link"]
+__all__ = ["Link", "lost_party"]
 
 _DOMAIN = b"autorep-fx secure session 1\n"
 _MAX_HELLO = 4096
@@ -128,6 +128,16 @@ class Link:
         self.context.stop_link()
 
 
+def lost_party(timeout: float, received: str, who: str = "A party") -> PeerError:
+    """What a party says when another does not answer; ``timeout`` in seconds."""
+    return PeerError(
+        f"{who} is gone, or did not answer within {timeout:g} s.",
+        received=received,
+        fix="See that party's own message; allow more time with `timeout` in parties.yaml if it is only slow. "
+        "The session is over: start all parties again.",
+    )
+
+
 class _Guard:
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -145,12 +155,7 @@ class _Guard:
         text = _line(error)
         found = _SILENT.search(text)
         who = f"Rank {found[1]} ({self._role(int(found[1]))})" if found else "A party"
-        raise PeerError(
-            f"{who} is gone, or did not answer within {self._link.config.timeout:g} s.",
-            received=text,
-            fix="See that party's own message; allow more time with `timeout` in parties.yaml if it is only slow. "
-            "The session is over: start all parties again.",
-        ) from error
+        raise lost_party(self._link.config.timeout, text, who) from error
 
     def _role(self, rank: int) -> str:
         parties = self._link.config.parties
