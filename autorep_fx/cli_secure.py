@@ -118,7 +118,7 @@ def party(
         _take_part(rank, config, key, weights, input, batch, insecure_dealer, output, as_json, log)
         code = 0
     except AutorepError as error:
-        _show(error)
+        Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         code = 130
     except Exception:  # a defect: it is shown, but must not leave a process that hangs
@@ -126,10 +126,6 @@ def party(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # the engine's threads wait for parties that may be gone
-
-
-def _show(error: AutorepError) -> None:
-    Console(stderr=True).print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _take_part(
@@ -151,7 +147,8 @@ def _take_part(
     if log is not None:
         divert(output_directory(log) / NATIVE_LOG)
     queries = None if input is None else queries_of(read_samples(input), batch)
-    on_native_exit(lambda: _show(lost_party(parties.timeout, "a message could not be delivered to it")))
+    lost = lost_party(parties.timeout, "a message could not be delivered to it")
+    on_native_exit(f"Error: {lost}\n")
     member = Party(
         parties, rank, key, weights=weights, queries=queries, insecure_dealer=insecure_dealer, log=log
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import sys
 
 __all__ = ["on_native_exit"]
 
@@ -14,8 +14,8 @@ _THREADS = 1024
 _registered: list[object] = []  # C keeps the address alone
 
 
-def on_native_exit(report: Callable[[], None], code: int = 1) -> None:
-    """Call ``report`` and end the process with ``code`` when anything calls C's ``exit``, from any thread.
+def on_native_exit(message: str, code: int = 1) -> None:
+    """Write ``message`` to standard error and end the process with ``code`` when anything calls C's ``exit``.
 
     A message that the engine could not deliver to a party that is gone ends the process from a thread of the engine,
     with code 255 and no word (``exit_if_async_error`` of yacl's link, which spu 0.9.5 does not let Python set). More
@@ -25,17 +25,18 @@ def on_native_exit(report: Callable[[], None], code: int = 1) -> None:
     nothing.
 
     Args:
-        report: Says what happened, on standard error; it runs in the thread that called ``exit`` first.
+        message: Ends in a new line. It is made beforehand, as the engine's threads have too small a stack to make it.
         code: Exit status in place of the engine's.
     """
     library = ctypes.CDLL(None)
     register = getattr(library, "on_exit", None)
     if register is None:
         return
+    text, target = message.encode(), sys.stderr.fileno()
 
     def handle(_status: int, _argument: object) -> None:
         try:
-            report()
+            os.write(target, text)
         finally:
             os._exit(code)
 
