@@ -113,6 +113,15 @@ def _clip(call: Call) -> tuple[Primitive, ...]:
     return _relu(call) * sum(bool(name) for name in call.node.input[1:3])
 
 
+def _hard_sigmoid(call: Call) -> tuple[Primitive, ...]:
+    """A product with a public number, a maximum and a minimum."""
+    return Primitive("truncation", call.result), *_relu(call), *_relu(call)
+
+
+def _hard_swish(call: Call) -> tuple[Primitive, ...]:
+    return *_hard_sigmoid(call), Primitive("product", call.result), Primitive("truncation", call.result)
+
+
 def _max_pool(call: Call) -> tuple[Primitive, ...]:
     """A tournament over the window: in every round half of what is left meets the other half."""
     rounds, left = [], call.window
@@ -171,7 +180,8 @@ def _matmul(call: Call) -> tuple[Primitive, ...]:
 
 #: Operator → what it takes.
 RULES: dict[str, Callable[[Call], tuple[Primitive, ...]]] = {
-    "Relu": _relu, "Clip": _clip, "MaxPool": _max_pool, "GlobalMaxPool": _max_pool, "Mul": _product,
+    "Relu": _relu, "Clip": _clip, "HardSigmoid": _hard_sigmoid, "HardSwish": _hard_swish,
+    "MaxPool": _max_pool, "GlobalMaxPool": _max_pool, "Mul": _product,
     "BatchNormalization": _norm, "AveragePool": _mean, "GlobalAveragePool": _mean, "ReduceMean": _mean,
     "Conv": _conv, "Gemm": _matmul, "MatMul": _matmul,
 }  # fmt: skip

@@ -15,6 +15,8 @@ __all__ = ["Lifted", "lift_numbers"]
 
 # Attributes that only say what is usual; any other value of theirs is moved into the weights.
 _NEUTRAL = {("Gemm", "alpha"): 1.0, ("Gemm", "beta"): 1.0, ("BatchNormalization", "momentum"): None}
+# Numbers that every operation of the kind has, so that they tell nothing that its name does not.
+_OF_THE_KIND = {("HardSigmoid", "alpha"): 1 / 6, ("HardSigmoid", "beta"): 0.5}
 
 
 @dataclass
@@ -145,6 +147,8 @@ class _Lifting:
         if neutral in _NEUTRAL:
             if _NEUTRAL[neutral] not in (None, value):
                 self._scale_gemm(node, key, float(value), inputs)
+        elif neutral in _OF_THE_KIND and np.float32(value) == np.float32(_OF_THE_KIND[neutral]):
+            pass
         elif node.operator == "LeakyRelu" and key == "alpha":
             name = f"{node.name}.{key}"
             self._store(name, np.float32(value).reshape(1))

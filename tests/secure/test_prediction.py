@@ -95,3 +95,16 @@ def test_stacks_of_matrices_are_multiplied_one_by_one(protocol: str, tmp_path: P
     for predicted, step, opened in _session(path, protocol, [1, 3], (2, 3, 5)):
         assert step.counters.bytes == (predicted.bytes or 0) + opened
         assert step.counters.messages == predicted.messages_total
+
+
+@pytest.mark.parametrize("operator", ["HardSigmoid", "HardSwish"])
+@pytest.mark.parametrize("protocol", ["semi2k", "aby3"])
+def test_hard_activations_compare_twice(protocol: str, operator: str, tmp_path: Path) -> None:
+    attributes = {"alpha": 1 / 6, "beta": 0.5} if operator == "HardSigmoid" else {}
+    node = helper.make_node(operator, ["x"], ["y"], name="n", **attributes)
+    shape = {"x": ("float32", ["batch", 40])}, {"y": ("float32", ["batch", 40])}
+    for predicted, step, _ in _session(save(tmp_path / "m.onnx", [node], *shape), protocol, [1, 3], (40,)):
+        assert step.counters.bytes == predicted.bytes
+        assert step.counters.messages == predicted.messages_total
+        assert step.comparisons == predicted.comparisons
+    assert predicted.comparisons == 3 * 40 * 2

@@ -111,11 +111,12 @@ def test_numbers_among_attributes_become_weights(tmp_path: Path) -> None:
 def test_all_that_cannot_be_split_is_listed(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Elu", ["x"], ["a"], name="one", alpha=0.5),
-        helper.make_node("Selu", ["a"], ["y"], name="two", gamma=1.5),
+        helper.make_node("Selu", ["a"], ["b"], name="two", gamma=1.5),
+        helper.make_node("HardSigmoid", ["b"], ["y"], name="three", alpha=0.2, beta=0.5),  # a slope of its own
     ]
     shape = ("float32", ["batch", 4])
     path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape})
     with pytest.raises(SecureProgramError) as caught:
         split_model(path)
-    assert len(caught.value.obstacles) == 2
+    assert len(caught.value.obstacles) == 3
     assert "one (Elu): its attribute 'alpha'" in str(caught.value)

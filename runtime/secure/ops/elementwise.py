@@ -43,6 +43,15 @@ def _clip(call: Call) -> Value:
     return value if high is None else call.xp.minimum(value, high)
 
 
+def _hard_sigmoid(call: Call) -> Value:
+    """``min(max(x/6 + 1/2, 0), 1)``, the form that torch has; the split refuses other slopes."""
+    return call.xp.minimum(call.xp.maximum(call[0] * np.float32(1 / 6) + np.float32(0.5), 0), 1)
+
+
+def _hard_swish(call: Call) -> Value:
+    return call[0] * _hard_sigmoid(call)
+
+
 def _fold(name: str) -> Operator:
     """Max, Min and Sum take any number of inputs."""
     return Operator(lambda call: functools.reduce(getattr(call.xp, name), call.args))
@@ -66,6 +75,8 @@ OPERATORS = {
     "Cast": Operator(_cast, _cast_obstacles),
     "Clip": Operator(_clip),
     "Div": Operator(_divide),
+    "HardSigmoid": Operator(_hard_sigmoid),
+    "HardSwish": Operator(_hard_swish),
     "Identity": Operator(lambda call: call[0]),
     "LeakyRelu": Operator(_leaky_relu),
     "Max": _fold("maximum"),
