@@ -24,9 +24,10 @@ from autorep_fx.cli_secure_options import (
 )
 from autorep_fx.cli_secure_profile import ProfileOption, check_profile_file, print_profile, write_profile
 from autorep_fx.cli_secure_verify import verify
-from autorep_fx.errors import AutorepError
+from autorep_fx.errors import AutorepError, EngineMissingError, SecureProgramError
 
 if TYPE_CHECKING:
+    from autorep_fx.runtime.secure.public import PublicProgram
     from autorep_fx.runtime.secure.results import SecureRun
 
 __all__ = ["secure_app"]
@@ -58,6 +59,22 @@ def split(
     console.print("What the public program tells everyone:")
     for leak in parts.program.leaks:
         console.print(f"  {leak}", highlight=False, soft_wrap=True)
+    problem = _cannot_run(parts.program)
+    if problem is not None:
+        console.print(f"Warning: {problem}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cannot_run(program: PublicProgram) -> AutorepError | None:
+    """What the engine has no form for, as far as can be told here: that takes jax."""
+    from autorep_fx.runtime.secure.program import JaxProgram
+
+    try:
+        JaxProgram(program)
+    except EngineMissingError:
+        return None
+    except SecureProgramError as error:
+        return error
+    return None
 
 
 @secure_app.command()

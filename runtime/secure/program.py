@@ -61,7 +61,7 @@ class JaxProgram:
             raise SecureProgramError(
                 "The engine has no form for some of the program:",
                 fix="Nothing else stands in the way. Compile with other activations (substitute: {silu: relu}) or with "
-                'polynomials alone (sites: {"kind:hardsigmoid": {mode: replace}}); or change the model.',
+                'polynomials alone (sites: {"kind:gelu": {mode: replace}}); or change the model.',
                 obstacles=obstacles,
             )
         self.public = program

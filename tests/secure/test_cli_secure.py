@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 from typer.testing import CliRunner
 
 from autorep_fx.cli import app
 from autorep_fx.errors import EngineMissingError
 from autorep_fx.runtime.secure.engine import require_jax, require_spu
 from autorep_fx.runtime.secure.protocols import threat_table
+from onnx_models import save
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +27,17 @@ def test_split_writes_two_files_and_lists_what_leaks(model: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"program.json", "weights.safetensors"}
     assert "What the public program tells everyone" in result.output and "kept" in result.output
+    assert "Warning" not in result.output
+
+
+@pytest.mark.engine
+def test_split_says_what_the_engine_cannot_run(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Erf", ["x"], ["y"], name="gelu/Erf")]
+    shape = ("float32", ["batch", 4])
+    path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape})
+    result = CliRunner().invoke(app, ["secure", "split", str(path), "--out", str(tmp_path / "parts")])
+    assert result.exit_code == 0, result.output
+    assert "Warning: The engine has no form" in result.output and "gelu/Erf" in result.output
 
 
 def test_certs_prints_fingerprints(tmp_path: Path) -> None:
