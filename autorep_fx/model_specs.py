@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from autorep_fx import models_zoo
 from autorep_fx.errors import ConfigError, did_you_mean
+from autorep_fx.passes.source import is_library
 
 __all__ = ["build_model", "example_inputs", "import_object"]
 
@@ -70,13 +72,20 @@ def build_model(spec: str, args: Mapping[str, Any] | None = None) -> nn.Module:
         model = build(name, dict(args or {})) if build is not None else import_object(spec)(**(args or {}))
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # anything may go wrong in code that is not ours
         raise ConfigError(
-            f"The model {spec} cannot be made.", received=str(error), fix="Check its name and arguments."
+            f"The model {spec} cannot be made.",
+            received=f"{type(error).__name__}: {error}{_where(error)}",
+            fix="Check its name and arguments, and the code that makes it.",
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} gives no model.", received=type(model).__name__, fix="Return a torch.nn.Module.")
     return model.eval()
+
+
+def _where(error: Exception) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_library(frame.filename)]
+    return f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 def example_inputs(spec: str, model: nn.Module, shapes: Sequence[str] = ()) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ from autorep_fx.lowering import lower, require_projected
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
+from autorep_fx.passes.export_obstacles import squeezed_batches
 from autorep_fx.passes.exported import is_exported, module_of
 from autorep_fx.passes.fingerprint import fingerprint
 from autorep_fx.passes.graphs import sites_of
@@ -103,6 +104,28 @@ def _check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleI
                 "capture: {dynamic_size} off.",
             ) from error
     check_equal("capture", captured, model, inputs, tolerance_of(captured), sizes=captured.sizes)
+    if not inputs.fixed_batch:
+        _check_single(captured, model, inputs.resized(1))
+
+
+def _check_single(captured: CapturedModule, model: nn.Module, alone: ExampleInputs) -> None:
+    """Compare at a batch of 1, which capture never sees: code may do something else there.
+
+    Raises:
+        UnsupportedModelError: It does.
+    """
+    try:
+        alone.try_on(model)
+    except DataError:
+        return  # the model takes no batch of 1, and nobody can expect it of what is compiled
+    try:
+        check_equal("capture", captured, model, alone, tolerance_of(captured), batches=(1,))
+    except (InvariantError, RuntimeError, IndexError) as error:  # torch's own, of shapes that do not fit
+        raise UnsupportedModelError(
+            ["at a batch of 1 the model computes something else than at larger ones", *squeezed_batches(captured)],
+            fix="Look for branches on the batch's size, such as if x.shape[0] > 1; or fix the batch to the example's, "
+            "with capture: {dynamic_batch: false}.",
+        ) from error
 
 
 def canonicalize(

@@ -29,7 +29,7 @@ _POLYNOMIAL = {"add", "sub", "rsub", "mul", "div", "neg", "pow", "square", "zero
 # The activations of the table apart.
 _BENDING = {
     "erf", "exp", "expm1", "log", "log1p", "clamp", "clamp_min", "clamp_max", "log_sigmoid", "maximum", "minimum",
-    "abs", "where", "gt", "ge", "lt", "le", "reciprocal",
+    "abs", "where", "gt", "ge", "lt", "le", "reciprocal", "masked_fill",
 }  # fmt: skip
 # What torch.export puts between a constant in the code and its use.
 _OF_CONSTANTS = {"lift_fresh_copy", "detach"}
@@ -94,9 +94,16 @@ def composed_kind(
 
 
 def _can_take_in(candidate: fx.Node, last: fx.Node, inside: list[fx.Node]) -> bool:
-    if not (operator_name(candidate) in _POLYNOMIAL or _bends(candidate)) or not _same_shape(candidate, last):
+    known = operator_name(candidate) in _POLYNOMIAL or _bends(candidate) or _of_a_mask(candidate)
+    if not known or not _same_shape(candidate, last):
         return False
     return candidate is last or all(user in inside for user in candidate.users)
+
+
+def _of_a_mask(node: fx.Node) -> bool:
+    """Whether truth values are turned into numbers, as in ``x * (x > 0).float()``."""
+    value = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
+    return operator_name(node) in ("to", "_to_copy") and isinstance(value, Tensor) and value.dtype == torch.bool
 
 
 def _bends(node: fx.Node) -> bool:

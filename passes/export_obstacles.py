@@ -11,13 +11,14 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.cost.dependence import operator_name
 from autorep_fx.passes.batch_statistics import batch_statistics
+from autorep_fx.passes.casts import cast_floating
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.graphs import FREE_AXES
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.source import location
 from autorep_fx.passes.stages import largest_difference
 
-__all__ = ["export_obstacles"]
+__all__ = ["export_obstacles", "squeezed_batches"]
 
 # Largest difference, relative to the output, that rounding at another batch size may make in a deep network.
 _ROUNDING = 1e-2
@@ -33,12 +34,13 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
        that cannot be tried.
     4. With free heights and widths: adaptive pooling to more than one value, whose windows ONNX cannot compute.
     5. Complex numbers, and averages with a divisor of their own: ONNX has neither.
+    6. ``squeeze()`` without axes, which takes the batch axis away too where the batch is 1.
 
     Args:
         module: A captured, canonical or lowered module in eval mode.
         inputs: Samples.
     """
-    found = [*batch_statistics(module), *_adaptive_pools(module), *_without_form(module)]
+    found = [*batch_statistics(module), *_adaptive_pools(module), *_without_form(module), *squeezed_batches(module)]
     several = inputs.resized(max(3, inputs.size))
     outputs = several.call(module)
     leaves = pytree.tree_flatten_with_path(outputs)[0]
@@ -47,7 +49,8 @@ def export_obstacles(module: fx.GraphModule, inputs: ExampleInputs) -> list[str]
         return found
     if _influence(module, inputs, outputs):
         # In float64 too: a deep network of polynomials can amplify rounding beyond any bound.
-        exact = copy.deepcopy(module).double()
+        exact = copy.deepcopy(module)
+        cast_floating(exact, torch.float64)
         several, inputs = several.to(dtype=torch.float64), inputs.to(dtype=torch.float64)
         if not _influence(exact, inputs, several.call(exact)):
             return []
@@ -80,6 +83,21 @@ def _without_form(module: fx.GraphModule) -> list[str]:
         elif operator_name(node) in ("avg_pool2d", "avg_pool3d") and argument(node, 6, "divisor_override"):
             found.append(f"{operator_name(node)} ({where}) has a divisor_override: multiply its result instead")
     return found
+
+
+def squeezed_batches(module: fx.GraphModule) -> list[str]:
+    """Calls of ``squeeze()`` that take the batch axis away where the batch is 1."""
+    nodes = module.graph.find_nodes(op="call_function", target=torch.ops.aten.squeeze.default)
+    return [
+        f"squeeze() ({location(node) or node.name}) takes the batch axis away where the batch is 1: name the axes, "
+        "squeeze((2, 3)), or write flatten(1)"
+        for node in nodes if _batched(node.args[0])
+    ]  # fmt: skip
+
+
+def _batched(node: Any) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dim() > 0 and not isinstance(value.shape[0], int)
 
 
 def _influence(module: fx.GraphModule, inputs: ExampleInputs, outputs: Any) -> bool:

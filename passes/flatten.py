@@ -26,7 +26,7 @@ def flat_module(traced: fx.GraphModule) -> CapturedModule:
     module = CapturedModule(traced, traced.graph)
     module.meta.clear()  # torch.export leaves its own hooks' bookkeeping here, which does not copy
     module.training = False
-    found: list[UnsupportedModelError] = []
+    found = _vmapped(module)
     for step in (InlinePass(), FunctionalizePass()):
         try:
             step(module)
@@ -37,6 +37,20 @@ def flat_module(traced: fx.GraphModule) -> CapturedModule:
         obstacles = [text for error in found for text in error.obstacles]
         raise UnsupportedModelError([*obstacles, *_uncountable(module)], fix=" ".join(fixes))
     return module
+
+
+def _vmapped(module: fx.GraphModule) -> list[UnsupportedModelError]:
+    """One error for what torch.vmap leaves in a graph: calls that only its own interpreter can run."""
+    nodes = [node for node in module.graph.nodes if "_functorch" in str(getattr(node.target, "__module__", ""))]
+    where = dict.fromkeys(location(node) or node.name for node in nodes)
+    if not where:
+        return []
+    return [
+        UnsupportedModelError(
+            [f"torch.vmap ({place}) has no form in a flat graph" for place in where],
+            fix="Write for whole batches what torch.vmap maps over them.",
+        )
+    ]
 
 
 def _uncountable(module: fx.GraphModule) -> list[str]:

@@ -31,6 +31,9 @@ _MAYBE_VIEWS = {
 }
 
 
+_KEPT = "writes to a parameter or buffer, which a compiled model cannot keep between calls"
+
+
 def mutates(node: fx.Node) -> bool:
     """Whether ``node`` calls an operation that writes to its first argument (batch norm's buffers apart)."""
     target = node.target
@@ -97,7 +100,10 @@ class FunctionalizePass(Pass):
                 members.setdefault(root, []).append(replacement)
             dead.append(node)
         if obstacles:
-            raise UnsupportedModelError(obstacles, fix="Write these calls out of place, such as x = x + y.")
+            fixes = ["Write these calls out of place, such as x = x + y."]
+            if any(_KEPT in text for text in obstacles):
+                fixes.append("What is kept between calls has to be an input and an output.")
+            raise UnsupportedModelError(obstacles, fix=" ".join(fixes))
         finish(module, dead)
         return PassResult(module, modified=bool(dead))
 
@@ -114,7 +120,7 @@ def _obstacle(node: fx.Node, written: fx.Node, aliases: list[fx.Node], order: di
     assert isinstance(target, torch._ops.OpOverload)
     # Rule 2.
     if any(alias.op == "get_attr" for alias in aliases):
-        return f"{where} writes to a parameter or buffer, which a compiled model cannot keep between calls"
+        return f"{where} {_KEPT}"
     # Rule 1.
     carried = {written, *_sliced_from(written)}
     for alias in aliases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,12 +15,20 @@ from torch.utils import _pytree as pytree
 from autorep_fx.config import CaptureConfig
 from autorep_fx.errors import ConfigError, DataError, NonFiniteError, did_you_mean
 
-__all__ = ["ExampleInputs", "all_finite", "batch_size", "map_tensors"]
+__all__ = ["ExampleInputs", "all_finite", "batch_size", "map_tensors", "register_dataclasses"]
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``function`` to every tensor of a nested value."""
     return pytree.tree_map_only(Tensor, function, value)
+
+
+def register_dataclasses(value: Any) -> None:
+    """Tell torch of the dataclasses among inputs or outputs, so that it looks into them and keeps them."""
+    for leaf in pytree.tree_leaves(value):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            torch.export.register_dataclass(type(leaf))
+            register_dataclasses([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
 
 
 def batch_size(value: Any) -> int:
@@ -89,6 +98,7 @@ class ExampleInputs:
 
     @classmethod
     def _read(cls, value: Any) -> ExampleInputs:
+        register_dataclasses(value)
         value = map_tensors(value, lambda tensor: tensor.detach())
         if isinstance(value, Tensor):
             result = cls((value,), {})
@@ -103,6 +113,8 @@ class ExampleInputs:
                 fix="Pass for example torch.randn(2, 3, 32, 32).",
             )
         for leaf in pytree.tree_leaves((result.args, result.kwargs)):
+            if isinstance(leaf, Tensor) and leaf.is_meta:
+                raise DataError("The inputs are on the meta device.", fix="Pass inputs that have values.")
             if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
                 raise DataError(
                     "The inputs are not finite.",
@@ -142,7 +154,14 @@ class ExampleInputs:
         keyed = [(key, leaf) for key, value in given for leaf in pytree.tree_leaves(value)]
         tensors = [(key, leaf) for key, leaf in keyed if isinstance(leaf, Tensor) and leaf.dim() > 0]
         batched = [leaf for key, leaf in tensors if named.get(key) is True]
-        size = batch_size(batched or [leaf for key, leaf in tensors if named.get(key) is not False])
+        left = batched or [leaf for key, leaf in tensors if named.get(key) is not False]
+        if tensors and not left:
+            raise ConfigError(
+                "capture.batch_dims leaves no input with a batch.",
+                received=", ".join(map(str, named)),
+                fix="Leave out the one whose first axis is the batch; or fix it: capture: {dynamic_batch: false}.",
+            )
+        size = batch_size(left)
         wrong = [str(key) for key, leaf in tensors if named.get(key) is True and leaf.shape[0] != size]
         wrong += [str(key) for key, leaf in keyed if named.get(key) and isinstance(leaf, Tensor) and not leaf.dim()]
         if wrong:

@@ -17,6 +17,7 @@ from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.pools import AVERAGES, average_call
 from autorep_fx.passes.site_settings import own_allowance, settings_by_site
 from autorep_fx.polynomials import FitLimits
+from autorep_fx.sites import Site
 
 __all__ = ["InsertGatesPass", "gate_of", "gates_of"]
 
@@ -53,11 +54,12 @@ class InsertGatesPass(Pass):
                 self._insert(module, node, settings[site.name])
                 modified = True
         if not gates_of(module):
-            reasons = "\n".join(f"  {s.name} ({s.kind}): {s.reason}" for s in sites_of(module))
+            reasons = "\n".join(f"  {s.name} ({_place(s)}): {s.reason}" for s in sites_of(module))
+            ignored = any(settings[s.name].mode == "ignore" for s in sites_of(module))
             raise NoSitesError(
                 "The model has no activation that gates could replace" + (f":\n{reasons}" if reasons else "."),
-                fix="Take mode: ignore off some of them, or change the model as the reasons say."
-                if reasons
+                fix="Take mode: ignore off some of them."
+                if ignored
                 else "Pass a model with activations: those of docs/models.md, as modules or functions.",
             )
         finish(module)
@@ -108,6 +110,10 @@ def gates_of(module: fx.GraphModule) -> dict[str, GatedActivation]:
     nodes = (node for node in module.graph.nodes if node.op in ("call_module", "get_attr"))
     gates = (modules.get(str(node.target)) for node in nodes)
     return {gate.site.name: gate for gate in gates if isinstance(gate, GatedActivation)}
+
+
+def _place(site: Site) -> str:
+    return f"{site.kind}, {site.source}" if site.source else site.kind
 
 
 def _parameters(node: fx.Node) -> list[fx.Node]:

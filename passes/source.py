@@ -31,7 +31,7 @@ def location(node: fx.Node) -> str | None:
     None where there is none: a model that is an ``nn.Sequential`` has its calls inside torch alone.
     """
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [(file, line) for file, line in frames if not file.startswith(_TORCH)]
+    own = [(file, line) for file, line in frames if not file.startswith((_TORCH, "<"))]
     return f"{own[-1][0]}:{own[-1][1]}" if own else None
 
 

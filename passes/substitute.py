@@ -98,7 +98,8 @@ class SubstitutePass(Pass):
         if problems:
             raise ConfigError(
                 "Substitutions do not fit the model:\n" + "\n".join(f"  {p}" for p in problems),
-                fix="Use kinds, names, globs or module classes of sites that autorep_fx.inspect lists.",
+                fix="Use kinds, names, globs or module classes of sites that autorep_fx.inspect lists. Sites: "
+                f"{', '.join(f'{site.name} ({site.kind})' for site in sites) or 'none'}.",
             )
         return chosen
 

@@ -12,6 +12,7 @@ from autorep_fx.export.translate import translate
 from autorep_fx.export.verify import METADATA
 from autorep_fx.export.write import write_model
 from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.casts import cast_floating
 from autorep_fx.passes.graphs import shared_copy
 from autorep_fx.passes.inputs import ExampleInputs
 
@@ -51,6 +52,6 @@ def on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:
     tensors = (*module.parameters(), *module.buffers())
     there = all(t.device.type == "cpu" and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
     result = (shared_copy if there else copy.deepcopy)(module).cpu()
-    # Module.to(dtype) would take the imaginary part of complex weights away.
-    result._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    if not there:
+        cast_floating(result, dtype)
     return result.eval()

@@ -21,6 +21,7 @@ from autorep_fx.export.verify import METADATA, TOLERANCE, Verification, verify
 from autorep_fx.export.write import write_model
 from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.casts import cast_floating
 from autorep_fx.passes.export_obstacles import export_obstacles
 from autorep_fx.passes.inputs import ExampleInputs, all_finite
 from autorep_fx.passes.sizes import at_sizes, other_sizes
@@ -108,14 +109,22 @@ def _verified(path: Path, module: CapturedModule, example: ExampleInputs, dtype:
 
     Raises:
         ParityError: They differ.
-        UnsupportedModelError: They differ, and so do those of the module from its own in float64.
+        UnsupportedModelError: They differ, and so do those of the module from its own in float64; or the module's own
+            are constant.
     """
     try:
         return verify(path)
     except ParityError as error:
-        exact = copy.deepcopy(module).double()
+        exact = copy.deepcopy(module)
+        cast_floating(exact, torch.float64)
         with torch.no_grad():
-            moved = largest_difference(example.call(module), example.to(dtype=torch.float64).call(exact))
+            outputs = example.call(module)
+            moved = largest_difference(outputs, example.to(dtype=torch.float64).call(exact))
+        if _constant(outputs):
+            raise UnsupportedModelError(
+                ["its outputs are one constant, in PyTorch too"],
+                fix="Compile a trained model: a head of zeros computes nothing. If yours is trained, keep more.",
+            ) from error
         if not TOLERANCE[dtype] < moved < float("inf"):
             raise
         said = f"in PyTorch alone those in {dtype} differ from those in float64 by {moved:.2g} of the largest"
@@ -124,6 +133,11 @@ def _verified(path: Path, module: CapturedModule, example: ExampleInputs, dtype:
             fix="Compile a trained model: layers that were never trained may amplify rounding from one to the next. "
             "Otherwise fewer replaced sites, or polynomials: {degree: 1}, may hold it back.",
         ) from error  # fmt: skip
+
+
+def _constant(outputs: Any) -> bool:
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return bool(leaves) and all(bool((leaf == leaf.flatten()[0]).all()) for leaf in leaves if leaf.numel())
 
 
 def _check_range(module: CapturedModule, example: ExampleInputs) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from autorep_fx.config import ModelConfig
 from autorep_fx.errors import ConfigError
@@ -169,3 +170,14 @@ def test_shapes_that_are_none(text: str) -> None:
     """Each is told with an example of the form."""
     with pytest.raises(ConfigError, match="Write"):
         example_inputs("nets:TinyNet", TinyNet(), [text])
+
+
+def failing() -> nn.Module:
+    """A factory with a defect."""
+    raise KeyError("width")
+
+
+def test_a_factory_that_fails_says_where() -> None:
+    with pytest.raises(ConfigError, match="cannot be made") as caught:
+        build_model(f"{__name__}:failing")
+    assert "KeyError: 'width'" in str(caught.value) and "test_model_specs.py:" in str(caught.value)
