@@ -26,6 +26,7 @@ from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.passes.export_obstacles import squeezed_batches
 from autorep_fx.passes.exported import is_exported, module_of
 from autorep_fx.passes.fingerprint import fingerprint
+from autorep_fx.passes.flatten import uncountable
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
@@ -89,7 +90,7 @@ def _check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleI
     random = random_operations(captured)
     if random:
         raise UnsupportedModelError(
-            random,
+            [*random, *uncountable(captured)],
             fix="Draw random numbers only where self.training is set, as nn.Dropout does, or pass them as inputs; or "
             "set verification: structure, which compares no outputs.",
         )

@@ -143,7 +143,7 @@ def _fix(inputs: ExampleInputs) -> str:
             ". Height and width are to be free: code that fixes them cannot be captured either; pool to a fixed "
             "number of values before a linear layer (nn.AdaptiveAvgPool2d(1)), or leave capture: {dynamic_size} off"
         )
-    return "".join(parts) + "."
+    return "".join(parts) + ". Capture stops at the first of them, so there may be more."
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from autorep_fx.passes.functionalize import FunctionalizePass
 from autorep_fx.passes.inline import InlinePass
 from autorep_fx.passes.source import location
 
-__all__ = ["flat_module"]
+__all__ = ["flat_module", "uncountable"]
 
 
 def flat_module(traced: fx.GraphModule) -> CapturedModule:
@@ -35,7 +35,7 @@ def flat_module(traced: fx.GraphModule) -> CapturedModule:
     if found:
         fixes = dict.fromkeys(error.fix for error in found if error.fix)
         obstacles = [text for error in found for text in error.obstacles]
-        raise UnsupportedModelError([*obstacles, *_uncountable(module)], fix=" ".join(fixes))
+        raise UnsupportedModelError([*obstacles, *uncountable(module)], fix=" ".join(fixes))
     return module
 
 
@@ -53,8 +53,8 @@ def _vmapped(module: fx.GraphModule) -> list[UnsupportedModelError]:
     ]
 
 
-def _uncountable(module: fx.GraphModule) -> list[str]:
-    """What would be refused next, once the other obstacles are gone."""
+def uncountable(module: fx.GraphModule) -> list[str]:
+    """Calls whose comparisons no rule counts, which would be refused next, once other obstacles are gone."""
     dependent = input_dependent(module.graph.nodes)
     reasons = {node: uncountable_reason(node) for node in module.graph.nodes if node in dependent}
     return [f"{n.target} ({location(n) or n.name}) {reason}" for n, reason in reasons.items() if reason is not None]

@@ -109,6 +109,11 @@ def test_vmap_is_refused() -> None:
     assert "torch.vmap (" in _refused(Net(function), X)
 
 
+def test_random_numbers_hide_no_other_obstacle() -> None:
+    text = _refused(Net(lambda m, x: (F.relu(m.a(x)) + torch.rand_like(x)).cummax(1).values), X)
+    assert "2 obstacles" in text and "rand_like" in text and "cummax" in text
+
+
 def test_free_keywords_are_refused() -> None:
     class Free(nn.Module):
         def __init__(self) -> None:
