@@ -39,6 +39,8 @@ from autorep_fx.training.trainer import GateTrainer
 __all__ = ["Request", "compile_model", "evaluate_original", "metric_name"]
 
 logger = logging.getLogger(__name__)
+# Distance of the outputs (RMS) from which on a model that was not trained is said to be another one.
+_RUINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,11 @@ def _with_distance(compiled: Compiled, ours: Sequence[Any], theirs: Sequence[Any
     if not squares:  # labels or masks: there is no distance
         return compiled
     error, scale = (sum(column) for column in zip(*squares, strict=True))
-    note = f"outputs on the example inputs differ from the model's by {(error / max(scale, 1e-300)) ** 0.5:.1%} (RMS)"
+    distance = (error / max(scale, 1e-300)) ** 0.5
+    note = f"outputs on the example inputs differ from the model's by {distance:.1%} (RMS)"
+    if not distance <= _RUINED:
+        ruined = f"{note}: as it is, the compiled model is another one. Pass data= to train it, or keep more"
+        compiled = replace(compiled, warnings=(*compiled.warnings, ruined))
     return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))
 
 
@@ -205,7 +211,11 @@ def _with_metrics(request: Request, compiled: Compiled) -> Compiled:
     before = evaluate_original(request)
     after = evaluate(compiled.module, request.val_data, request.objective)
     if before is None or after is None:
-        return compiled
+        unmeasured = (
+            "nothing was measured on the validation data: accuracy takes outputs (N, K) and integer targets (N,); for "
+            "anything else pass metric=, a function (outputs, targets) -> float"
+        )
+        return replace(compiled, warnings=(*compiled.warnings, unmeasured))
     name = metric_name(request.objective)
     return replace(compiled, metrics={"original, torch": before, "compiled, torch": after}, metric_name=name)
 

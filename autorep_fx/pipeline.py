@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_pipeline, to_yaml
-from autorep_fx.cost import Allowance, resolve
-from autorep_fx.errors import ConfigError, InvariantError, NonFiniteError
+from autorep_fx.cost import Allowance
+from autorep_fx.errors import ConfigError, DataError, InvariantError, NonFiniteError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.inspection import Inspection, inspect
 from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
 from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
-from autorep_fx.passes.site_settings import settings_by_site
+from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, prepare
 from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
@@ -181,10 +182,10 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
     model, splits = load_model(settings.model), load_splits(settings)
     inputs, targets = split_batch(next(iter(splits.train)))
+    _check_takes(model, inputs, settings)
     inspection = inspect(model, inputs, config=settings.transform_config())
     objective = load_objective(settings.objective)
     objective.task_loss(objective.run(model, inputs), targets)
-    settings_by_site(settings, inspection.sites)
     for stage in settings.stages:
         build_pipeline(stage.stage, stage.passes)
     epochs = sum(
@@ -192,19 +193,40 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
         for name, section in (("train_gates", settings.training), ("finetune", settings.finetune))
         if settings.has_stage(name)
     )
-    budget = settings.budget
-    allowance = _allowance(settings, budget, model, inputs) if budget.is_cost else resolve(budget, inspection.sites)
+    allowance = _allowance(settings, settings.budget, model, inputs)
     return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))
 
 
+def _check_takes(model: nn.Module, inputs: ExampleInputs, settings: PipelineConfig) -> None:
+    """Where a file names no data, say so before a model is blamed for not taking the digits.
+
+    Raises:
+        ConfigError: The model does not take them.
+    """
+    if "data" in settings.model_fields_set:
+        return
+    try:
+        inputs.try_on(copy.deepcopy(model).eval())
+    except DataError as error:
+        raise ConfigError(
+            "The pipeline names no data, and its model does not take the digits, which are the default.",
+            received=error.what,
+            fix="Add data: to the file, such as data: {name: cifar, args: {folder: FOLDER}} or data: {name: "
+            "MODULE:FUNCTION}.",
+        ) from error
+
+
 def _allowance(settings: PipelineConfig, budget: Budget, model: nn.Module, inputs: Any) -> Allowance:
-    """What a budget in bytes, messages or seconds allows, as far as the present weights tell.
+    """What a budget allows; one in bytes, messages or seconds as far as the present weights tell.
 
     Raises:
         BudgetError: It cannot be met.
+        ConfigError: Settings do not fit the model.
     """
     config = settings.transform_config()
     gated = prepare(model, budget, example_inputs=inputs, config=config)
+    if not budget.is_cost:
+        return gated.allowance
     return calibrate(gated, gated.example, seed=settings.seed).allowance
 
 

@@ -15,6 +15,7 @@ __all__ = ["Lifted", "lift_numbers"]
 
 # Attributes that only say what is usual; any other value of theirs is moved into the weights.
 _NEUTRAL = {("Gemm", "alpha"): 1.0, ("Gemm", "beta"): 1.0, ("BatchNormalization", "momentum"): None}
+_DIVIDING = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization"}
 # Numbers that every operation of the kind has, so that they tell nothing that its name does not.
 _OF_THE_KIND = {("HardSigmoid", "alpha"): 1 / 6, ("HardSigmoid", "beta"): 0.5}
 
@@ -144,7 +145,11 @@ class _Lifting:
     def _number(self, node: Node, key: str, value: Any, inputs: list[str]) -> None:
         """Rule 2."""
         neutral = (node.operator, key)
-        if neutral in _NEUTRAL:
+        if node.operator in _DIVIDING:
+            self.result.obstacles.append(
+                f"{node.name} ({node.operator}): the engine has no form for what divides by the deviation of its input"
+            )
+        elif neutral in _NEUTRAL:
             if _NEUTRAL[neutral] not in (None, value):
                 self._scale_gemm(node, key, float(value), inputs)
         elif neutral in _OF_THE_KIND and np.float32(value) == np.float32(_OF_THE_KIND[neutral]):

@@ -79,9 +79,9 @@ def split_model(path: Path | str) -> Split:
     if lifted.obstacles:
         raise SecureProgramError(
             f"{path} cannot be split into a public program and weights:",
-            fix="Export the model in float32, with floating-point inputs; where an activation has numbers of its own, "
-            "compile with another one (substitute: {hardsigmoid: relu}), or with polynomials alone "
-            '(sites: {"kind:hardsigmoid": {mode: replace}}).',
+            fix="Models with layer norm do not run in the engine; those with batch norm do. Where an activation has "
+            "numbers of its own, compile with another one (substitute: {elu: relu}), or with polynomials alone "
+            '(sites: {"kind:elu": {mode: replace}}). Export in float32, with floating-point inputs.',
             obstacles=lifted.obstacles,
         )
     program = PublicProgram(

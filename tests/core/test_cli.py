@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import autorep_fx
 from autorep_fx.cli import app, main
+from autorep_fx.errors import BudgetInfeasibleError, ConfigError
 from autorep_fx.models_zoo import create
 from nets import TinyNet, batches, trained_norms
 
@@ -56,6 +57,18 @@ def test_dry_run_checks_everything_and_writes_nothing(pipeline: Path, tmp_path: 
     assert "relu#2" in result.output
     assert "at most 100 comparisons (100 gateable + 0 fixed); 8 training steps" in result.output
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
+    """Sites that are to keep more than the budget; a model that does not take the data that the file leaves out."""
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**PIPELINE, "budget": "1%", "sites": {"kind:relu": {"mode": "keep"}}}))
+    result = runner.invoke(app, ["transform", "--config", str(path), "--dry-run"])
+    assert isinstance(result.exception, BudgetInfeasibleError)
+    assert "Single sites are to keep 512 comparisons, the budget allows 5" in str(result.exception)
+    path.write_text(yaml.safe_dump({"model": {"zoo": "resnet18"}, "budget": "10%"}))
+    result = runner.invoke(app, ["transform", "--config", str(path), "--dry-run"])
+    assert isinstance(result.exception, ConfigError) and "names no data" in str(result.exception)
 
 
 def test_a_run_without_a_folder_is_refused(pipeline: Path) -> None:

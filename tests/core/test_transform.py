@@ -238,3 +238,21 @@ def test_budgets_are_checked_against_the_model(model: nn.Module) -> None:
             autorep_fx.transform(model, wrong, example_inputs=torch.randn(2, 1, 8, 8))
     with pytest.raises(BudgetError, match="524"):
         autorep_fx.transform(model, 1000, example_inputs=torch.randn(2, 1, 8, 8))
+
+
+def test_validation_data_that_cannot_be_measured_are_a_warning() -> None:
+    """Targets that are no class indices: the accuracy would be missing without a word."""
+    floats = [(x, y.float()) for x, y in batches()]
+    config = {"training": {"epochs": 1}, "finetune": {"epochs": 1}}
+    compiled = autorep_fx.transform(TinyNet().eval(), "10%", data=batches(), val_data=floats, config=config)
+    assert not compiled.metrics
+    assert any(text.startswith("nothing was measured on the validation data") for text in compiled.warnings)
+
+
+def test_a_model_that_became_another_one_is_a_warning() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 8)
+    near = autorep_fx.transform(model, "100%", example_inputs=x)
+    far = autorep_fx.transform(model, "100%", example_inputs=20 * x, config={"substitute": {"silu": "mish"}})
+    worst = autorep_fx.transform(model, "0", example_inputs=x, config={"substitute": {"silu": "softplus"}})
+    said = [any("is another one" in text for text in c.warnings) for c in (near, far, worst)]
+    assert said == [False, False, True]

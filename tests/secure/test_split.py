@@ -120,3 +120,12 @@ def test_all_that_cannot_be_split_is_listed(tmp_path: Path) -> None:
         split_model(path)
     assert len(caught.value.obstacles) == 3
     assert "one (Elu): its attribute 'alpha'" in str(caught.value)
+
+
+def test_a_layer_norm_is_named_as_such(tmp_path: Path) -> None:
+    """Not as a number that would be public: no other export would help."""
+    nodes = [helper.make_node("LayerNormalization", ["x", "g"], ["y"], name="norm", epsilon=1e-6)]
+    shape = ("float32", ["batch", 4])
+    path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, {"g": np.ones(4, np.float32)})
+    with pytest.raises(SecureProgramError, match="the engine has no form for what divides by the deviation"):
+        split_model(path)
