@@ -98,7 +98,8 @@ class Compiled:
     def __str__(self) -> str:
         limits = f"budget: {self.plan.budget}; fixed: {self.plan.fixed_comparisons:,}; unspent: {self.unspent:,}"
         lines = [f"{self.title}: {self.original_comparisons:,} → {self.comparisons:,} comparisons ({limits})"]
-        lines += [f"{self.metric_name or 'metric'}, {label}: {value:.4f}" for label, value in self.metrics.items()]
+        name = f"{self.metric_name or 'metric'} on the validation data"
+        lines += [f"{name}, {label}: {value:.4f}" for label, value in self.metrics.items()]
         lines += [f"note: {text}" for text in self.notes] + [f"warning: {text}" for text in self.warnings]
         return "\n".join(lines)
 

@@ -17,22 +17,20 @@ from autorep_fx.config import DEFAULT_PASSES, PassConfig, TransformConfig
 from autorep_fx.config_io import parse_config
 from autorep_fx.cost import resolve
 from autorep_fx.cost_meter import CostMeter
-from autorep_fx.errors import ConfigError, DataError, InvariantError, UnsupportedModelError
+from autorep_fx.errors import ConfigError, InvariantError
 from autorep_fx.export.verify import Verification
 from autorep_fx.lowering import lower, require_projected
 from autorep_fx.passes.capture import capture_graph
+from autorep_fx.passes.capture_check import check_as_model
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.catalogue import build_pipeline
-from autorep_fx.passes.export_obstacles import squeezed_batches
 from autorep_fx.passes.exported import is_exported, module_of
 from autorep_fx.passes.fingerprint import fingerprint
-from autorep_fx.passes.flatten import uncountable
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import InsertGatesPass
-from autorep_fx.passes.randomness import random_operations
 from autorep_fx.passes.site_settings import SiteSettingsPass
-from autorep_fx.passes.sizes import at_sizes, other_sizes, shape_notes
+from autorep_fx.passes.sizes import shape_notes
 from autorep_fx.passes.stages import check_canonical, check_captured, check_equal, tolerance_of
 from autorep_fx.passes.substitute import SubstitutePass
 from autorep_fx.passes.training_differences import training_differences
@@ -72,61 +70,12 @@ def capture(
     if verification != "off":
         check_captured(captured)
     if verification == "numeric" and is_exported(model):
-        _check_as_model(captured, module_of(model), inputs)
+        check_as_model(captured, module_of(model), inputs)
     elif verification == "numeric" and not isinstance(model, CapturedModule):
         assert isinstance(model, nn.Module)
-        _check_as_model(captured, copy.deepcopy(model).eval(), inputs)
+        check_as_model(captured, copy.deepcopy(model).eval(), inputs)
         captured.training_differences = tuple(training_differences(model, captured, inputs))
     return captured
-
-
-def _check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> None:
-    """Compare a captured module with the model, at other sizes too where these are to be free.
-
-    Raises:
-        UnsupportedModelError: The model draws random numbers, or takes no other sizes than the example's.
-        InvariantError: The two differ.
-    """
-    random = random_operations(captured)
-    if random:
-        raise UnsupportedModelError(
-            [*random, *uncountable(captured)],
-            fix="Draw random numbers only where self.training is set, as nn.Dropout does, or pass them as inputs; or "
-            "set verification: structure, which compares no outputs.",
-        )
-    for values in other_sizes(captured.sizes):
-        try:
-            at_sizes(inputs, captured.sizes, values).try_on(model)
-        except DataError as error:
-            chosen = ", ".join(f"{name} {size}" for name, size in values.items())
-            raise UnsupportedModelError(
-                [f"the model itself takes no other height and width: at {chosen}: {error.what}"],
-                fix="Pool to a fixed number of values before a linear layer (nn.AdaptiveAvgPool2d(1)), or leave "
-                "capture: {dynamic_size} off.",
-            ) from error
-    check_equal("capture", captured, model, inputs, tolerance_of(captured), sizes=captured.sizes)
-    if not inputs.fixed_batch:
-        _check_single(captured, model, inputs.resized(1))
-
-
-def _check_single(captured: CapturedModule, model: nn.Module, alone: ExampleInputs) -> None:
-    """Compare at a batch of 1, which capture never sees: code may do something else there.
-
-    Raises:
-        UnsupportedModelError: It does.
-    """
-    try:
-        alone.try_on(model)
-    except DataError:
-        return  # the model takes no batch of 1, and nobody can expect it of what is compiled
-    try:
-        check_equal("capture", captured, model, alone, tolerance_of(captured), batches=(1,))
-    except (InvariantError, RuntimeError, IndexError) as error:  # torch's own, of shapes that do not fit
-        raise UnsupportedModelError(
-            ["at a batch of 1 the model computes something else than at larger ones", *squeezed_batches(captured)],
-            fix="Look for branches on the batch's size, such as if x.shape[0] > 1; or fix the batch to the example's, "
-            "with capture: {dynamic_batch: false}.",
-        ) from error
 
 
 def canonicalize(

@@ -8,8 +8,9 @@ from torch import Tensor, fx
 from autorep_fx.errors import NonFiniteError
 from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.infra import Pass, PassResult
-from autorep_fx.passes.inputs import ExampleInputs, all_finite
+from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.insert_gates import gates_of
+from autorep_fx.passes.nested import all_finite
 
 __all__ = ["CalibratePass"]
 

@@ -21,7 +21,8 @@ from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.exported import from_exported, is_exported, settle_shapes
 from autorep_fx.passes.flatten import flat_module
 from autorep_fx.passes.free_dims import dynamic_shapes
-from autorep_fx.passes.inputs import ExampleInputs, register_dataclasses
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.nested import register_dataclasses
 from autorep_fx.passes.norm_records import record_modes
 from autorep_fx.passes.source import is_library
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from autorep_fx.errors import DataError
 from autorep_fx.gates.norm_gate import norm_then_gate
 from autorep_fx.passes.graphs import is_call
-from autorep_fx.passes.inputs import batch_size
+from autorep_fx.passes.nested import batch_size
 from autorep_fx.passes.sizes import FreeSize, check_batch, check_sizes, check_values
 
 __all__ = ["CapturedModule", "NormRecord", "cumulative_batch_norm"]

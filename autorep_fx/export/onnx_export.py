@@ -23,7 +23,8 @@ from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.casts import cast_floating
 from autorep_fx.passes.export_obstacles import export_obstacles
-from autorep_fx.passes.inputs import ExampleInputs, all_finite
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.nested import all_finite
 from autorep_fx.passes.sizes import at_sizes, other_sizes
 from autorep_fx.passes.stages import largest_difference
 from autorep_fx.plan import Plan

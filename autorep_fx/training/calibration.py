@@ -8,7 +8,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from autorep_fx.passes.calibrate import CalibratePass
-from autorep_fx.passes.inputs import ExampleInputs, all_finite
+from autorep_fx.passes.inputs import ExampleInputs
+from autorep_fx.passes.nested import all_finite
 
 if TYPE_CHECKING:
     from autorep_fx.training.gated_model import GatedModel
