@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from autorep_fx.errors import DataError, InvariantError, UnsupportedModelError
-from autorep_fx.passes.captured import CapturedModule
+from autorep_fx.passes.captured import TRAINING_ARGUMENT, CapturedModule
 from autorep_fx.passes.export_obstacles import squeezed_batches
 from autorep_fx.passes.flatten import uncountable
 from autorep_fx.passes.inputs import ExampleInputs
@@ -15,14 +16,22 @@ from autorep_fx.passes.stages import check_equal, tolerance_of
 
 __all__ = ["check_as_model"]
 
+_NORMS = (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default)
+
 
 def check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> None:
     """Compare a captured module with the model, at other sizes too where these are to be free.
 
     Raises:
-        UnsupportedModelError: The model draws random numbers, or takes no other sizes than the example's.
+        UnsupportedModelError: The model is a program in train mode, draws random numbers, takes no other sizes than the
+            example's, or does something else with a single sample.
         InvariantError: The two differ.
     """
+    if isinstance(model, fx.GraphModule) and _in_train_mode(model):
+        raise UnsupportedModelError(
+            ["the program was exported in train mode, so that nothing tells what it computes in eval mode"],
+            fix="Export model.eval(); or set verification: structure, which compares no outputs.",
+        )
     random = random_operations(captured)
     if random:
         raise UnsupportedModelError(
@@ -43,6 +52,16 @@ def check_as_model(captured: CapturedModule, model: nn.Module, inputs: ExampleIn
     check_equal("capture", captured, model, inputs, tolerance_of(captured), sizes=captured.sizes)
     if not inputs.fixed_batch:
         _check_single(captured, model, inputs.resized(1))
+
+
+def _in_train_mode(program: fx.GraphModule) -> bool:
+    """Whether a norm with running statistics, or a dropout, has its training flag set."""
+    for node in program.graph.nodes:
+        position = TRAINING_ARGUMENT.get(node.target) if node.op == "call_function" else None
+        running = node.target not in _NORMS or node.args[3] is not None
+        if position is not None and running and node.args[position] is True:
+            return True
+    return False
 
 
 def _check_single(captured: CapturedModule, model: nn.Module, alone: ExampleInputs) -> None:

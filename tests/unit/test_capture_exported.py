@@ -192,3 +192,13 @@ def test_obstacles_of_all_steps_are_listed_at_once() -> None:
     words = ["writes to a parameter or buffer", "is a view that is used later", "a parameter or buffer", "no ONNX form"]
     assert all(word in text for word, text in zip(words, caught.value.obstacles, strict=True))
     assert len({text.split("test_capture_exported.py:")[1][:3] for text in caught.value.obstacles}) == 3
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.Dropout()])
+def test_a_program_in_train_mode_is_named(layer: nn.Module) -> None:
+    """Its outputs cannot be compared with anything; the structure alone can be captured."""
+    model = nn.Sequential(nn.Conv2d(X.shape[1], 4, 3), layer, nn.ReLU())
+    program = torch.export.export(model.train(), (X,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with pytest.raises(UnsupportedModelError, match="exported in train mode"):
+        autorep_fx.capture(program, X)
+    assert autorep_fx.capture(program, X, verification="structure") is not None
