@@ -26,7 +26,6 @@ from autorep_fx.inspection import Inspection, inspect
 from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
 from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
-from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.stages import calibrate, prepare
 from autorep_fx.training.base import train_base
 from autorep_fx.training.batches import count_batches, split_batch
@@ -123,6 +122,7 @@ def _relu_model(
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)  # a run that is taken up begins with the same weights
         model = load_model(settings.model)
+    _check_takes(model, settings, splits)
     if settings.base is None or settings.model.checkpoint is not None:
         return model
     path = target / "relu.safetensors"
@@ -182,7 +182,7 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
     settings = config if isinstance(config, PipelineConfig) else load_pipeline(config)
     model, splits = load_model(settings.model), load_splits(settings)
     inputs, targets = split_batch(next(iter(splits.train)))
-    _check_takes(model, inputs, settings)
+    _check_takes(model, settings, splits)
     inspection = inspect(model, inputs, config=settings.transform_config())
     objective = load_objective(settings.objective)
     objective.task_loss(objective.run(model, inputs), targets)
@@ -197,16 +197,17 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
     return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))
 
 
-def _check_takes(model: nn.Module, inputs: ExampleInputs, settings: PipelineConfig) -> None:
+def _check_takes(model: nn.Module, settings: PipelineConfig, splits: Splits) -> None:
     """Where a file names no data, say so before a model is blamed for not taking the digits.
 
     Raises:
         ConfigError: The model does not take them.
     """
-    if "data" in settings.model_fields_set:
+    if "data" in settings.model_fields_set or splits.validation is None:
         return
+    inputs, _ = split_batch(next(iter(splits.validation)))  # in order: the training data would draw another one
     try:
-        inputs.try_on(copy.deepcopy(model).eval())
+        inputs.to(device="cpu").try_on(copy.deepcopy(model).eval())
     except DataError as error:
         raise ConfigError(
             "The pipeline names no data, and its model does not take the digits, which are the default.",

@@ -50,8 +50,9 @@ def write_graph(module: CapturedModule, example: ExampleInputs, path: Path, *, o
 def on_cpu(module: CapturedModule, dtype: torch.dtype) -> CapturedModule:
     """A copy in eval mode on the CPU and in ``dtype``, with the same tensors where they are so already."""
     tensors = (*module.parameters(), *module.buffers())
-    there = all(t.device.type == "cpu" and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+    typed = all(tensor.dtype == dtype or not tensor.is_floating_point() for tensor in tensors)
+    there = typed and all(tensor.device.type == "cpu" for tensor in tensors)
     result = (shared_copy if there else copy.deepcopy)(module).cpu()
-    if not there:
+    if not typed:
         cast_floating(result, dtype)
     return result.eval()

@@ -18,6 +18,8 @@ _NEUTRAL = {("Gemm", "alpha"): 1.0, ("Gemm", "beta"): 1.0, ("BatchNormalization"
 _DIVIDING = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization"}
 # Numbers that every operation of the kind has, so that they tell nothing that its name does not.
 _OF_THE_KIND = {("HardSigmoid", "alpha"): 1 / 6, ("HardSigmoid", "beta"): 0.5}
+# What an operation has where it does not say: the defaults of ONNX, which are not those of torch.
+_DEFAULTS = {"HardSigmoid": {"alpha": 0.2, "beta": 0.5}, "LeakyRelu": {"alpha": 0.01}}
 
 
 @dataclass
@@ -127,7 +129,7 @@ class _Lifting:
     def _without_numbers(self, node: Node, attributes: dict[str, Any]) -> Node:
         kept: dict[str, Any] = {}
         inputs = list(node.inputs)
-        for key, value in attributes.items():
+        for key, value in {**_DEFAULTS.get(node.operator, {}), **attributes}.items():
             if isinstance(value, float) or (_is_list(value) and any(isinstance(item, float) for item in value)):
                 self._number(node, key, value, inputs)
             elif isinstance(value, bytes):

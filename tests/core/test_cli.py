@@ -69,6 +69,8 @@ def test_a_dry_run_refuses_what_a_run_would(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"model": {"zoo": "resnet18"}, "budget": "10%"}))
     result = runner.invoke(app, ["transform", "--config", str(path), "--dry-run"])
     assert isinstance(result.exception, ConfigError) and "names no data" in str(result.exception)
+    result = runner.invoke(app, ["transform", "--config", str(path), "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, ConfigError) and "names no data" in str(result.exception)
 
 
 def test_a_run_without_a_folder_is_refused(pipeline: Path) -> None:

@@ -112,13 +112,15 @@ def test_all_that_cannot_be_split_is_listed(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Elu", ["x"], ["a"], name="one", alpha=0.5),
         helper.make_node("Selu", ["a"], ["b"], name="two", gamma=1.5),
-        helper.make_node("HardSigmoid", ["b"], ["y"], name="three", alpha=0.2, beta=0.5),  # a slope of its own
+        helper.make_node("HardSigmoid", ["b"], ["c"], name="three", alpha=0.3, beta=0.5),  # a slope of its own
+        helper.make_node("HardSigmoid", ["c"], ["y"], name="four"),  # ONNX's default is another than torch's
     ]
     shape = ("float32", ["batch", 4])
     path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape})
     with pytest.raises(SecureProgramError) as caught:
         split_model(path)
-    assert len(caught.value.obstacles) == 3
+    assert len(caught.value.obstacles) == 4
+    assert "four (HardSigmoid): its attribute 'alpha'" in str(caught.value)
     assert "one (Elu): its attribute 'alpha'" in str(caught.value)
 
 
