@@ -18,13 +18,14 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "gates": {"init": "random", "band": 0.003},
         "polynomials": {"refresh_until": 0.2},
         "training": {"penalty": 160.0, "weight_decay": 0.0},
+        "finetune": {"norm_batches": 0},
     },
     # SNL (arXiv 2202.02340): soft masks from 1, an L1 weight of 1e-5, x itself in place of ReLU, fine-tuning by SGD.
     "snl": {
         "gates": {"init": "ones"},
         "polynomials": {"degree": 1, "form": "identity"},
         "training": {"penalty": 1e-5, "gate_lr": 1e-3, "weight_decay": 0.0},
-        "finetune": {"optimizer": "sgd"},
+        "finetune": {"optimizer": "sgd", "norm_batches": 0},
     },
     "layerwise": {},
     "random": {"gates": {"init": "random"}},

@@ -144,6 +144,8 @@ class FinetuneConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of an average of the weights, which is what is "
                        "evaluated and kept; 0 for none.")  # fmt: skip
+    norm_batches: int = Field(32, ge=0, description="Training batches over which the statistics of batch norms are "
+                              "measured anew after an epoch; 0 leaves their running averages.")  # fmt: skip
 
 
 class BaseConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from autorep_fx.config import CheckpointConfig
 from autorep_fx.errors import StoppedError
+from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.averaging import Average
 from autorep_fx.training.batches import count_batches, set_epoch
 from autorep_fx.training.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
@@ -202,6 +203,9 @@ class Loop:
         """The metric after an epoch; the same in all processes."""
         broadcast_together(place.phase.module.buffers())
         candidate = place.phase.module if place.average is None else place.average.module
+        with torch.random.fork_rng(), self.stepper.context():
+            torch.manual_seed(self.seed)
+            place.phase.before_metric(candidate, self._inputs())
         if self.val_data is None:
             return None
         metric = evaluate(candidate, self.val_data, self.objective, device=self.fabric.device)
@@ -211,6 +215,11 @@ class Loop:
         if place.phase.selects:
             self.record.consider(metric, candidate)
         return metric
+
+    def _inputs(self) -> Iterator[ExampleInputs]:
+        """This process's training inputs of an epoch."""
+        for batch in self.source.batches():
+            yield self.stepper.inputs(batch)
 
     def _log(self, place: _Place, metric: float | None) -> None:
         step = self._before(place) + self._steps(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from autorep_fx.config import BaseConfig, TransformConfig
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.gated_model import GatedModel
+from autorep_fx.training.norm_statistics import measure_norms
 from autorep_fx.training.objective import Objective, kd_loss
 from autorep_fx.training.teacher import SiteTeacher, WatchedSites, feature_loss
 
@@ -54,6 +56,9 @@ class Phase:
 
     def after_step(self, progress: float) -> None:
         """Called after every optimiser step with the share of the phase that is done."""
+
+    def before_metric(self, candidate: nn.Module, batches: Iterable[ExampleInputs]) -> None:
+        """Called after every epoch with what is to be evaluated and kept, and training inputs."""
 
     def shared(self) -> Iterable[Tensor]:
         """Tensors that all processes must agree on after a step."""
@@ -144,6 +149,12 @@ class Finetuning(_Gated):
         if options.optimizer == "sgd":
             return torch.optim.SGD(groups, momentum=_MOMENTUM)
         return torch.optim.AdamW(groups)
+
+    def before_metric(self, candidate: nn.Module, batches: Iterable[ExampleInputs]) -> None:
+        """Measure the statistics of batch norms anew, which training has only followed."""
+        assert isinstance(candidate, GatedModel)
+        batches = itertools.islice(batches, self.config.finetune.norm_batches)
+        measure_norms(candidate.network, batches, lambda inputs: self.objective.run(candidate, inputs))
 
 
 class BaseTraining(Phase):

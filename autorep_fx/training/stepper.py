@@ -99,7 +99,7 @@ class Stepper:
             inputs, targets, weight = self._on_device(batch)
             weight /= len(batches)
             with self._synchronised(last=index + 1 == len(batches)):
-                with self.fabric.autocast(), self._norms():
+                with self.context():
                     loss = phase.loss(self._call, inputs, targets)
                 losses.append(loss.detach())
                 if check is not None:
@@ -118,9 +118,16 @@ class Stepper:
         else:
             yield
 
-    def _norms(self) -> contextlib.AbstractContextManager[Any]:
-        """The statistics that batch norms go by: those of all processes, or of each."""
-        return SyncNorms() if self.parallel and self.execution.sync_norms else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """The precision of a forward pass, and whether batch norms go by the statistics of all processes or of each."""
+        synchronised = self.parallel and self.execution.sync_norms
+        with self.fabric.autocast(), SyncNorms() if synchronised else contextlib.nullcontext():
+            yield
+
+    def inputs(self, batch: Any) -> ExampleInputs:
+        """This process's share of the inputs of a batch, on the device and in the memory format of training."""
+        return self._on_device(batch)[0]
 
     def _on_device(self, batch: Any) -> tuple[ExampleInputs, Any, float]:
         inputs, targets, weight = share_of(*split_batch(batch), self.fabric.global_rank, self.fabric.world_size)
