@@ -12,6 +12,7 @@ times the memory.
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,19 @@ def compiled_bodies(
         shape: Of a sample; a code of its own per shape runs faster than one for all.
     """
     bodies = Bodies(operation, axis, traced=True)
-    return torch.compile(bodies.forward, dynamic=False), torch.compile(bodies.backward, dynamic=False)
+    forward, backward = (torch.compile(_of_its_own(body), dynamic=False) for body in (bodies.forward, bodies.backward))
+    return forward, backward
+
+
+def _of_its_own(method: Any) -> Any:
+    """The same method with a code object of its own.
+
+    Dynamo counts compilations per code object and gives up after 8: a network with more shapes and batch sizes than
+    that would run without compiled code, and say so in a warning at most.
+    """
+    function = method.__func__
+    copied = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return types.MethodType(copied, method.__self__)
 
 
 class _Gate(torch.autograd.Function):

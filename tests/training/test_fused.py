@@ -134,6 +134,20 @@ def test_compiled_bodies_compute_the_same() -> None:
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_as_many_shapes_are_compiled_as_there_are() -> None:
+    """Dynamo gives up after a number of compilations of one function: none is used up by another shape."""
+    operation, shapes = ACTIVATIONS["relu"], [(2, 3), (2, 5), (2, 7)]
+    compiled_bodies.cache_clear()
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for shape in shapes:
+            x = torch.randn(4, *shape, requires_grad=True)
+            kept, score = torch.ones(shape, dtype=torch.bool), torch.ones(shape)
+            gate(x, kept, score, torch.zeros(3, 2), 1, compiled_bodies(operation, 1, shape)).sum().backward()
+            assert torch.equal(x.grad, (x > 0).float())
+
+
 def test_a_half_precision_input_stays_one() -> None:
     """bfloat16 in, bfloat16 out; the gradients of scores and coefficients stay in float32, and are summed there."""
     tensors, kept, g = _setting("relu", "element", 2, 1, torch.float32)
