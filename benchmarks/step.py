@@ -163,7 +163,7 @@ def _markdown(rows: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
         "`benchmarks/step.py`, " + ", ".join(f"{key} {value}" for key, value in conditions.items()) + ".",
         "",
         "| form | time, ratio (quartiles) | plain, ms | gated, ms | saved, ratio | plain, MB | gated, MB | n |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {r['form']} | {r['ratio']:.2f} ({r['quartiles'][0]:.2f}–{r['quartiles'][1]:.2f}) | {r['plain_ms']:.0f} | "
