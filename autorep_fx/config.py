@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from autorep_fx.budget import Budget
+from autorep_fx.config_inputs import AugmentConfig, DataConfig, ModelConfig, ObjectiveConfig
 from autorep_fx.config_methods import with_method_defaults
 from autorep_fx.config_sections import (
     BaseConfig,
@@ -151,6 +152,15 @@ class TransformConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _inputs_are_seen(self) -> TransformConfig:
+        if self.execution.recompute and self.training.range_penalty:
+            raise ValueError(
+                "execution.recompute and training.range_penalty contradict each other: the first never has the inputs "
+                "as tensors that the second weighs. Leave one of them off."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_elements_of_free_sizes(self) -> TransformConfig:
         places = ["gates.granularity"] if self.gates.granularity == "element" else []
         places += [f"sites.{name}.granularity" for name, site in self.sites.items() if site.granularity == "element"]
@@ -169,67 +179,6 @@ class TransformConfig(Section):
     def passes_of(self, name: str) -> tuple[PassConfig, ...]:
         """The passes of a stage."""
         return next((stage.passes for stage in self.stages if stage.stage == name), ())
-
-
-class ModelConfig(Section):
-    """A model: one of the zoo or of a library, or a function that makes it."""
-
-    zoo: str | None = Field(None, description="Name in the model zoo.")
-    factory: str | None = Field(None, description="module:function that returns the model.")
-    spec: str | None = Field(
-        None, description="zoo:NAME, torchvision:NAME, timm:NAME, hf:CONFIG or module:function, as inspect takes it."
-    )
-    args: dict[str, Any] = Field({}, description="Keyword arguments of what makes the model.")
-    checkpoint: Path | None = Field(None, description="safetensors file or state dict with its weights.")
-
-    @model_validator(mode="after")
-    def _one(self) -> ModelConfig:
-        if sum(name is not None for name in (self.zoo, self.factory, self.spec)) != 1:
-            raise ValueError("Name the model by 'spec', or by exactly one of 'zoo' and 'factory'.")
-        return self
-
-
-class ObjectiveConfig(Section):
-    """The task, as ``module:function``; unset for cross-entropy and accuracy on a plain call of the model."""
-
-    loss: str | None = Field(None, description="(outputs, targets) -> scalar.")
-    metric: str | None = Field(None, description="(outputs, targets) -> float, larger is better.")
-    forward: str | None = Field(None, description="(module, inputs) -> outputs.")
-
-
-class AugmentConfig(Section):
-    """One step of the augmentation of training batches."""
-
-    name: Literal["crop", "flip", "cutout", "resized_crop"]
-    pixels: int | None = Field(
-        None, ge=0, description="Largest shift of a crop (4), side of the square that cutout hides (8)."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _measured(self) -> AugmentConfig:
-        if self.pixels is not None and self.name not in ("crop", "cutout"):
-            raise ValueError(f"{self.name} takes no pixels; crop and cutout do.")
-        return self
-
-
-class DataConfig(Section):
-    """Data: ``digits``, ``cifar`` or ``image_folder`` with a folder, or a function that returns the splits."""
-
-    name: str = Field(
-        "digits", description="digits, cifar, image_folder, or module:function returning (train, validation)."
-    )
-    args: dict[str, Any] = Field({}, description="Keyword arguments of the reader, such as folder.")
-    batch_size: int = Field(64, ge=1)
-    augment: bool | tuple[AugmentConfig, ...] = Field(
-        True,
-        description="Steps in order, or true for the usual ones: crop by 1 (digits), crop and flip (cifar, "
-        "image_folder), resized_crop and flip (image_folder with resident: false).",
-    )
 
 
 class PipelineConfig(TransformConfig):
