@@ -132,6 +132,8 @@ class TrainingConfig(Section):
     distillation: float = Field(1.0, ge=0, description="Weight of the distillation from the untouched model.")
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation.")
     features: float = Field(0.0, ge=0, description="Weight of the distance to the untouched model at the sites.")
+    range_penalty: float = Field(0.0, ge=0, description="Weight of the penalty on inputs of replaced units that are "
+                                 "more than four standard deviations off what their fits go by.")  # fmt: skip
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
 

@@ -118,12 +118,17 @@ class FittedActivation(nn.Module):
         self.std.copy_((square - self.mean.square()).clamp(min=0).sqrt())
         self.input_range.copy_(range_of_all(channels))
 
+    @property
+    def floored_std(self) -> Tensor:
+        """Standard deviation per channel ``(C,)`` with the floor of the fits; 1 where all inputs are constant."""
+        scale = self.std.square().mean().sqrt()
+        return torch.where(scale > 0, torch.maximum(self.std, self.limits.relative_floor * scale), 1.0)
+
     @torch.no_grad()
     def _reach(self, x: Tensor) -> float:
         """Largest distance of an input from its channel's mean, in (floored) standard deviations."""
         channels = x.transpose(0, self.site.channel_axis + 1).flatten(1).double()
-        floored = torch.from_numpy(self.limits.floored(self.std.cpu().numpy())).to(channels)
-        return float(((channels - self.mean[:, None]).abs() / floored[:, None]).max())
+        return float(((channels - self.mean[:, None]).abs() / self.floored_std[:, None]).max())
 
     @torch.no_grad()
     def refit(self) -> None:

@@ -34,12 +34,17 @@ class FitLimits:
     sigma_floor: float = 0.05
     c2_bound: float = 10.0
 
+    @property
+    def relative_floor(self) -> float:
+        """Floor of σ per channel, relative to the site's RMS σ."""
+        return max(self.sigma_floor, 1e-6)
+
     def floored(self, std: Array) -> Array:
         """Standard deviations ``(C,)`` after the floor; a site that is constant everywhere gets 1."""
         scale = float(np.sqrt(np.mean(np.square(std))))
         if scale == 0.0:
             return np.ones_like(std)
-        return np.maximum(std, max(self.sigma_floor, 1e-6) * scale)
+        return np.maximum(std, self.relative_floor * scale)
 
 
 def fit_piecewise(form: PiecewiseLinear, mean: Array, std: Array, degree: int, limits: FitLimits) -> Array:

@@ -15,6 +15,7 @@ from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.norm_statistics import measure_norms
 from autorep_fx.training.objective import Objective, kd_loss
+from autorep_fx.training.range_penalty import WatchedRanges
 from autorep_fx.training.teacher import SiteTeacher, WatchedSites, feature_loss
 
 __all__ = ["BaseTraining", "Finetuning", "GateTraining", "Phase"]
@@ -78,9 +79,11 @@ class _Gated(Phase):
         self.clip = config.training.clip
 
     def loss(self, model: nn.Module, inputs: ExampleInputs, targets: Any) -> Tensor:
-        """Task loss, and the distances to the untouched model's outputs and sites."""
+        """Task loss, the distances to the untouched model's outputs and sites, and the range penalty."""
         options = self.config.training
-        with WatchedSites(self.model.gates if isinstance(self.teacher, SiteTeacher) else {}) as sites:
+        features = isinstance(self.teacher, SiteTeacher)
+        watched, ranged = (self.model.gates if wanted else {} for wanted in (features, options.range_penalty))
+        with WatchedSites(watched) as sites, WatchedRanges(ranged) as ranges:
             outputs = self.objective.run(model, inputs)
             result = self.objective.task_loss(outputs, targets)
             if options.distillation or options.features:
@@ -90,6 +93,8 @@ class _Gated(Phase):
                 result = result + options.distillation * kd_loss(outputs, reference, options.temperature, logits=logits)
             if isinstance(self.teacher, SiteTeacher):
                 result = result + options.features * feature_loss(sites.outputs, self.teacher.outputs)
+            for excess in ranges.excess.values():
+                result = result + options.range_penalty * excess
         return result
 
     def counts(self) -> tuple[int, int]:
