@@ -96,6 +96,7 @@ def transform(
     config: ConfigOption,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the results.", show_default=False)] = None,
     budget: Annotated[str | None, typer.Option(help="Another budget than the file's: 12.9K, 5%, 12900, 0.05.")] = None,
+    method: Annotated[str | None, typer.Option(help="Training method in place of the file's: autorep, snl, …")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set, for those read from one.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, train nothing, write nothing.")] = False,
@@ -107,7 +108,7 @@ def transform(
     from autorep_fx.progress import TrainingProgress
     from autorep_fx.training.fabric import is_first_process
 
-    settings = load_pipeline(config).with_overrides(budget=budget, data_folder=data)
+    settings = load_pipeline(config, method=method).with_overrides(budget=budget, data_folder=data)
     if dry_run:
         result = check(settings)
         _console.print(str(result.inspection), highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ def sweep(
         str, typer.Option(help="Budgets, separated by commas, such as 10%,2.6%,1%,0%.", show_default=False)
     ] = "",
     max_drop: Annotated[float, typer.Option(help="What the metric may fall by, for the winner.")] = 0.01,
+    method: Annotated[str | None, typer.Option(help="Training method in place of the file's: autorep, snl, …")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set, for those read from one.")] = None,
     resume: Annotated[bool, typer.Option(help="Take up what is finished in --out.")] = False,
 ) -> None:
@@ -29,7 +30,7 @@ def sweep(
     from autorep_fx.progress import TrainingProgress
 
     console = Console()
-    settings = load_pipeline(config).with_overrides(data_folder=data)
+    settings = load_pipeline(config, method=method).with_overrides(data_folder=data)
     parts = re.split(r",(?!\s*[\d.]+\s*ms)", budgets)  # a network may be written 100Mbps,40ms
     wanted = [text.strip() for text in parts if text.strip()] or list(LADDER)
     with TrainingProgress() as progress:

@@ -87,13 +87,20 @@ def load_yaml(path: Path | str) -> Any:
         ) from error
 
 
-def load_pipeline(path: Path | str) -> PipelineConfig:
+def load_pipeline(path: Path | str, *, method: str | None = None) -> PipelineConfig:
     """Read and validate a pipeline file.
+
+    Args:
+        path: The file.
+        method: Training method in place of the file's, with its own defaults for what the file leaves out.
 
     Raises:
         ConfigError: It is missing, not YAML, or invalid.
     """
-    config = parse_config(load_yaml(path), PipelineConfig)
+    value = load_yaml(path)
+    if method is not None and isinstance(value, Mapping) and isinstance(value.get("training") or {}, Mapping):
+        value = {**value, "training": {**(value.get("training") or {}), "method": method}}
+    config = parse_config(value, PipelineConfig)
     assert isinstance(config, PipelineConfig)
     checkpoint = config.model.checkpoint
     if checkpoint is not None and (Path(path).parent / checkpoint).exists():  # before the working directory

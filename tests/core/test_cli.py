@@ -49,6 +49,19 @@ def test_transform_runs_a_file(pipeline: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "model.onnx").exists()
 
 
+def test_a_method_is_chosen_by_name(pipeline: Path, tmp_path: Path) -> None:
+    """With its own defaults where the file says nothing; an unknown one is refused with the known ones."""
+    command = ["transform", "--config", str(pipeline), "--out", str(tmp_path / "out"), "--method", "snl"]
+    assert runner.invoke(app, command).exit_code == 0
+    written = yaml.safe_load((tmp_path / "out" / "pipeline.yaml").read_text())
+    assert written["training"]["method"] == "snl"
+    assert written["training"]["epochs"] == 1
+    assert written["polynomials"]["form"] == "identity"
+    result = runner.invoke(app, [*command[:-1], "fastest"])
+    assert isinstance(result.exception, ConfigError)
+    assert "'default', 'autorep', 'snl'" in str(result.exception)
+
+
 def test_dry_run_checks_everything_and_writes_nothing(pipeline: Path, tmp_path: Path) -> None:
     """Sites, the resolved budget and the number of steps."""
     before = sorted(tmp_path.iterdir())
