@@ -47,7 +47,7 @@ def make_fabric(device: str, execution: ExecutionConfig | None = None) -> Any:
         execution: For its precision.
 
     Raises:
-        DeviceError: Half precision is asked for where it is not there.
+        DeviceError: Half precision is asked for where it is not there, or ``fabric run`` was given something else.
     """
     precision = (execution or ExecutionConfig()).precision
     if device == "cpu" and precision == "16":
@@ -62,8 +62,15 @@ def make_fabric(device: str, execution: ExecutionConfig | None = None) -> Any:
         fabric = importlib.import_module("lightning.fabric")
     local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     options: dict[str, Any] = {"strategy": "ddp", "num_nodes": world // local} if world > 1 else {}
-    result = fabric.Fabric(accelerator=device, devices=local, precision=_PRECISION[precision], **options)
-    result.launch()
+    try:
+        result = fabric.Fabric(accelerator=device, devices=local, precision=_PRECISION[precision], **options)
+    except ValueError as error:  # what the settings say and an option of `fabric run` contradict each other
+        raise DeviceError(
+            "Training cannot be set up as this process was started.", received=str(error),
+            fix="Leave precision and strategy to the settings, and let --accelerator be the device.",
+        ) from error  # fmt: skip
+    if not os.environ.get("LT_CLI_USED"):  # `fabric run` has done so
+        result.launch()
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from autorep_fx.errors import DeviceError
+from autorep_fx.training.fabric import make_fabric
 from two_processes import CASES, run
 
 pytestmark = pytest.mark.skipif(
@@ -23,10 +26,13 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes found, by case; all cases in one start of torchrun."""
-    folder = tmp_path_factory.mktemp("two")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return _launch(launcher, CASES, tmp_path_factory.mktemp("two"))
+
+
+def _launch(launcher: list[str], cases: Iterable[str], folder: Path) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(TESTS / "two_processes.py"), *CASES, str(folder)]
+    command = [*launcher, str(TESTS / "two_processes.py"), *cases, str(folder)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
@@ -54,6 +60,24 @@ def test_two_processes_compute_what_one_does(found: list[dict[str, Any]], case: 
     alone, together = run(case), found[0][case]
     for key in ("weights", "plan"):
         _assert_equal(alone.get(key, {}), together.get(key, {}), 1e-9)
+
+
+FABRIC = Path(sys.executable).with_name("fabric")
+
+
+@pytest.mark.skipif(not FABRIC.exists(), reason="the command fabric is not installed beside this Python")
+def test_fabric_run_starts_the_same(found: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Lightning's own launcher, which has set up the processes before the trainer asks for them."""
+    launched = _launch([str(FABRIC), "run", "--accelerator", "cpu", "--devices", "2"], ["plain"], tmp_path)
+    for rank, result in enumerate(launched):
+        _assert_equal(result["plain"]["weights"], found[rank]["plain"]["weights"], 0)
+
+
+def test_what_fabric_run_contradicts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LT_CLI_USED", "1")
+    monkeypatch.setenv("LT_PRECISION", "bf16-mixed")
+    with pytest.raises(DeviceError, match="conflicts with the value `--precision=bf16-mixed`"):
+        make_fabric("cpu")
 
 
 def test_without_sync_norms_the_statistics_are_those_of_each_process(found: list[dict[str, Any]]) -> None:
