@@ -5,8 +5,9 @@
 
 Element gates keep 2.6 % of the elements and channel gates that share of the channels, drawn at random; without
 comparisons everything is replaced. All polynomials are quadratic. Weights are random, which changes nothing of what is
-computed. Both models run in turns in one process; the ratio of each pair is taken, and the median over the pairs
-reported, with quartiles. Lowering and export are timed once per form, and the peak memory of a process that does
+computed. Both models run in turns in one process, their idle threads stopped between runs (they would spin on the cores
+of the other model); the ratio of each pair is taken, and the median over the pairs reported, with quartiles. Pairs are
+run until there are `--pairs` of them and `--seconds` have passed. Lowering and export are timed once per form, and the peak memory of a process that does
 nothing else is measured for each model with `--memory`. Writes `benchmarks/results/lowering.json` and `.md`.
 
 torchvision is no dependency of the package; without it, leave its ResNet-50 out by `--models`.
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--gates", nargs="+", default=list(GATES), choices=list(GATES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--pairs", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", action="store_true", help="peak memory of lowering and export, in a fresh process")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ def main() -> None:
         if options.memory:
             memory[name] = _in_a_process(name)
     stated = {
-        "pairs": options.pairs, "threads": options.threads, "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "pairs": f"at least {options.pairs} and {options.seconds:g} s", "threads": options.threads, "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         **{package: version(package) for package in _PACKAGES},
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
@@ -150,21 +152,25 @@ def _ratios(one: Path, other: Path, x: torch.Tensor, batch: int, options: argpar
     sessions = [_session(path, options.threads) for path in (one, other)]
     value = np.resize(x.numpy(), (batch, *x.shape[1:])).astype(np.float32)
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(options.pairs + 2):
+    end, turn = time.perf_counter() + options.seconds, 0
+    while turn < options.pairs + 2 or time.perf_counter() < end:
         for session, found in zip(sessions, times, strict=True):
             start = time.perf_counter()
             session.run(None, {session.get_inputs()[0].name: value})
             if turn >= 2:
                 found.append(time.perf_counter() - start)
+        turn += 1
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"ratio": middle, "quartiles": [low, high], "plain_ms": 1e3 * statistics.median(times[0])}
+    plain = 1e3 * statistics.median(times[0])
+    return {"ratio": middle, "quartiles": [low, high], "plain_ms": plain, "pairs": len(ratios)}
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
 
@@ -194,14 +200,15 @@ def _markdown(rows: list[dict[str, Any]], memory: dict[str, Any], stated: dict[s
     lines = [
         "# Speed of lowered models", "",
         "Median over pairs of (time of the lowered model) / (time of the all-ReLU model), quartiles in brackets.", "",
-        "| model | gates | batch | ratio | target | multiplications per replaced element | lower + export |",
-        "|---|---|---|---|---|---|---|",
+        "| model | gates | batch | ratio | pairs | all-ReLU model | target | multiplications per replaced element | "
+        "lower + export |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         low, high = row["quartiles"]
         lines.append(
             f"| {row['model']} | {row['gates']} | {row['batch']} | {row['ratio']:.3f} ({low:.3f}–{high:.3f}) | "
-            f"{row['target']} | {row['multiplications_per_replaced']:.3f} | {row['compile_seconds']:.1f} s |"
+            f"{row['pairs']} | {row['plain_ms']:.1f} ms | {row['target']} | {row['multiplications_per_replaced']:.3f} | {row['compile_seconds']:.1f} s |"
         )
     for name, found in memory.items():
         sizes = f"largest resident size {found['peak'] / 2**20:.0f} MiB, weights {found['weights'] / 2**20:.0f} MiB"

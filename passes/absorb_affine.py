@@ -20,7 +20,8 @@ class AbsorbAffinePass(Pass):
     1. A norm that nothing folded, or arithmetic with constants, changes the form of its input and computes nothing.
     2. A linear operation takes its input in any form and leaves its output in the scale that its readers wish, which a
        walk backwards found; outputs without weights are constants. A shift of its input becomes part of its bias; where
-       it pads with zeros, of a constant per position if that is smaller than the input, else the shift is added before.
+       it pads with zeros, the shift is added before: a constant per position behind it would be as exact and larger,
+       and onnxruntime leaves its blocks of channels to add one.
     3. A quadratic wishes its input around its vertex, ``u = x + h`` with ``h = c1 / 2·c2``: then it is a square, and
        ``c2`` and the constant go on to its readers. Shifts go back into the biases of linear operations through sums,
        concatenations and averages that nothing else reads. Where that is impossible, or ``√|c2|·|h|`` is above

@@ -91,7 +91,7 @@ class FormWalk:
         x = node.args[0]
         assert isinstance(x, fx.Node)
         given = self.values.given(node, x, op.axis, op.inputs)
-        if bool(given.shift.any()) and not self._takes_shift(op):
+        if bool(given.shift.any()) and not op.is_uniform:
             wanted = Form(given.axis, _usable(given.scale), torch.zeros_like(given.shift))
             self.values.restore(node, x, wanted, "a convolution that reads it pads with zeros")
             given = wanted
@@ -103,13 +103,6 @@ class FormWalk:
             constant = op.constant_outputs()
             return Form(op.axis, torch.where(constant, 0.0, scale), torch.where(constant, op.bias, 0.0))
         return Form(op.axis, scale, torch.zeros_like(scale))
-
-    def _takes_shift(self, op: LinearOp) -> bool:
-        """Whether a shift of its input becomes a bias, or a constant per position that is smaller than the input."""
-        if op.is_uniform:
-            return True
-        shape, given = op.plane_shape(), node_shape(op.node.args[0])  # type: ignore[arg-type]
-        return shape is not None and given is not None and _elements(shape) < _elements(given[1:])
 
     def _gate(self, node: fx.Node, gate: GatedActivation) -> Form:
         """Rules 3 and 4."""
@@ -136,7 +129,7 @@ class FormWalk:
 
     def _refuses_shift(self, user: fx.Node, node: fx.Node) -> bool:
         if user in self.ops:
-            return not self._takes_shift(self.ops[user])
+            return not self.ops[user].is_uniform
         if user in self.gates:
             return isinstance(self.gates[user], GatedPool)
         if user in self.affine or user.target in (aten.add.Tensor, aten.cat.default):
@@ -241,15 +234,6 @@ def _reader(node: fx.Node) -> str:
 def _usable(scale: Tensor) -> Tensor:
     """The scale, but 1 for a constant, which nothing could be added to in a scale of 0."""
     return torch.where(scale == 0, 1.0, scale)
-
-
-def _elements(shape: Any) -> int:
-    result = 1
-    for size in shape:
-        if not isinstance(size, int):
-            return 2**62
-        result *= size
-    return result
 
 
 def _filled(wish: Tensor | None, default: float, channels: int) -> Tensor:

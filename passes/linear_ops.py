@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.passes.channel_views import argument
-from autorep_fx.passes.graphs import FREE_AXES, add_buffer, node_shape
+from autorep_fx.passes.graphs import add_buffer, node_shape
 
 __all__ = ["LinearOp", "constant_of", "free_name", "is_linear", "scaled_weight"]
 
@@ -47,7 +47,6 @@ class LinearOp:
         columns: ``(inputs,)`` scale of the stored input, or None.
         rows: ``(outputs,)`` scale of the stored output, or None.
         bias: ``(outputs,)`` constant that is added to the true output, float64.
-        plane: ``(outputs, ...)`` constant that takes the place of the bias where it is not the same everywhere.
     """
 
     def __init__(self, module: fx.GraphModule, node: fx.Node) -> None:
@@ -63,7 +62,6 @@ class LinearOp:
         self.has_bias = bias is not None
         self.columns: Tensor | None = None
         self.rows: Tensor | None = None
-        self.plane: Tensor | None = None
         self.changed = False
 
     @property
@@ -87,16 +85,10 @@ class LinearOp:
         return not self.transposed and not any(_listed(argument(self.node, 4, "padding", 0)))
 
     def take_input(self, scale: Tensor, shift: Tensor) -> None:
-        """Work on ``stored`` instead of ``scale · stored + shift``.
-
-        Where the operation is not uniform and the shift is not 0, :meth:`plane_of` must be possible.
-        """
+        """Work on ``stored`` instead of ``scale · stored + shift``; the shift is 0 unless the operation is uniform."""
         self.changed = True
         if bool(shift.any()):
-            if self.is_uniform:
-                self.bias = self.bias + self._applied(shift)
-            else:
-                self.plane = self.plane_of(shift)
+            self.bias = self.bias + self._applied(shift)
         self.columns = None if bool((scale == 1).all()) else scale
 
     def give_output(self, scale: Tensor) -> None:
@@ -111,27 +103,9 @@ class LinearOp:
 
     def constant_outputs(self) -> Tensor:
         """``(outputs,)``: which have no weights at all, so that they are their bias."""
-        if self.transposed or self.plane is not None:
+        if self.transposed:
             return torch.zeros(self.outputs, dtype=torch.bool)
         return ~(self.weight != 0).flatten(1).any(1)
-
-    def plane_shape(self) -> tuple[int, ...] | None:
-        """Shape of the output for one sample; None where it is not fixed."""
-        source: Any = self.node.args[0]
-        shapes = [node_shape(value) for value in (self.node, source)]
-        if FREE_AXES in self.node.meta or FREE_AXES in source.meta:
-            return None
-        if any(shape is None or not all(isinstance(size, int) for size in shape[1:]) for shape in shapes):
-            return None
-        return (shapes[0] or ())[1:]
-
-    def plane_of(self, shift: Tensor) -> Tensor:
-        """What the operation, without its bias, makes of a constant per input channel."""
-        shape = (node_shape(self.node.args[0]) or ())[1:]  # type: ignore[arg-type]
-        x = shift.reshape(-1, *[1] * (len(shape) - 1)).expand(1, *shape).contiguous()
-        assert callable(self.node.target)
-        result: Tensor = self.node.target(x, self.weight.double(), None, *self.node.args[3:])
-        return result[0]
 
     def _applied(self, shift: Tensor) -> Tensor:
         """The weights, summed over positions, times a constant per input channel."""
@@ -159,17 +133,11 @@ class LinearOp:
             if weight is not self.weight:
                 new_weight = graph.get_attr(add_buffer(self.module, f"{path}.weight", weight))
             bias = None
-            if self.plane is None and (self.has_bias or bool(self.bias.any())):
+            if self.has_bias or bool(self.bias.any()):
                 bias = graph.get_attr(add_buffer(self.module, f"{path}.bias", (self.bias / rows).to(dtype)))
             assert callable(node.target)
             result = graph.call_function(node.target, (node.args[0], new_weight, bias, *node.args[3:]))
             result.meta = dict(node.meta)
-            if self.plane is not None:
-                shape = [-1] + [1] * (self.plane.dim() - 1)
-                plane = ((self.plane + self.bias.view(shape)) / rows.view(shape)).to(dtype)
-                buffer = graph.get_attr(add_buffer(self.module, f"{path}.plane", plane))
-                result = graph.call_function(aten.add.Tensor, (result, buffer))
-                result.meta = dict(node.meta)
         node.replace_all_uses_with(result)
         graph.erase_node(node)
         return result

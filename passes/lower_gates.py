@@ -74,10 +74,11 @@ class _Lowering:
         x = self.node.args[0]
         assert isinstance(x, fx.Node)
         with self.graph.inserting_before(self.node):
-            result = self._dense(x)
             elements = self._kept_elements()
             if len(elements):
-                result = self._written(x, result, elements)
+                result = self._with_single_elements(x, elements)
+            else:
+                result = self._dense(x)
         if result is not x:
             result.meta[SITE_KEY] = self.gate.site
         self.node.replace_all_uses_with(result)
@@ -209,17 +210,24 @@ class _Lowering:
         node.kwargs = dict(operation.options)
         return node
 
-    def _written(self, x: fx.Node, polynomial: fx.Node, index: Tensor) -> fx.Node:
-        """Rule 4. The scatter index is expanded over the batch at run time; ``index_put`` would bake the batch."""
+    def _with_single_elements(self, x: fx.Node, index: Tensor) -> fx.Node:
+        """Rule 4. The scatter index is expanded over the batch at run time; ``index_put`` would bake the batch.
+
+        The others are computed from the flat values too, though in their shape: computed from ``x`` itself they would
+        stay in onnxruntime's blocks of channels, and two tensors instead of one would have to leave these.
+        """
+        shape = list(self.gate.site.shape)
+        flat = self._emit(aten.flatten.using_ints, x, 1)
+        shaped = self._emit(aten.unflatten.int, flat, 1, shape)
+        dense = self._dense(shaped)
+        polynomial = flat if dense is shaped else self._emit(aten.flatten.using_ints, dense, 1)
         kept_index = self._buffer("kept", index)
-        polynomial = self._emit(aten.flatten.using_ints, polynomial, 1)
-        flat = polynomial if polynomial.args[0] is x else self._emit(aten.flatten.using_ints, x, 1)
         values = self._emit(aten.index_select.default, flat, 1, kept_index)
-        shape = self.gate.site.shape
         channels = along(torch.arange(shape[self.axis - 1]), self.axis, self.rank)
         entries = channels.expand(shape).reshape(-1)[index]
         active = self._activated(values, entries, entries, "kept", 1, 2)
         rows = self._emit(aten.sym_size.int, x, 0)
-        wide = self._emit(aten.expand.default, kept_index, [rows, len(index)])
+        # -1 for the width, so that all sites share the shape that the graph computes.
+        wide = self._emit(aten.expand.default, kept_index, [rows, -1])
         written = self._emit(aten.scatter.src, polynomial, 1, wide, active)
-        return self._emit(aten.unflatten.int, written, 1, list(shape))
+        return self._emit(aten.unflatten.int, written, 1, shape)

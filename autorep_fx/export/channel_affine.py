@@ -19,11 +19,16 @@ __all__ = ["with_channel_norms"]
 
 aten = torch.ops.aten
 _HOLDER = "autorep_norms"
+# What the kernels for blocks of channels compute; a view, a slice or a scatter needs the usual layout.
+_IN_BLOCKS = (
+    aten.add.Tensor, aten.mul.Tensor, aten.relu.default, aten.batch_norm.default, aten.cat.default,
+    aten.max_pool2d.default, aten.avg_pool2d.default,
+)  # fmt: skip
 
 
 def with_channel_norms(module: fx.GraphModule) -> None:
     """Turn ``x + shift`` and ``x · scale + shift`` of images into batch norms whose variance is exactly 1."""
-    modified = False
+    modified, blocked = False, _in_blocks(module)
     for node in list(module.graph.nodes):
         shift = _per_channel(module, node, aten.add.Tensor)
         if shift is None:
@@ -31,7 +36,7 @@ def with_channel_norms(module: fx.GraphModule) -> None:
         source: Any = node.args[0]
         scale = _per_channel(module, source, aten.mul.Tensor) if len(source.users) == 1 else None
         x: Any = source if scale is None else source.args[0]
-        if node_shape(x) != node_shape(node):
+        if node_shape(x) != node_shape(node) or x not in blocked:
             continue
         _replace(module, node, x, torch.ones_like(shift) if scale is None else scale, shift)
         modified = True
@@ -39,6 +44,19 @@ def with_channel_norms(module: fx.GraphModule) -> None:
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()
+
+
+def _in_blocks(module: fx.GraphModule) -> set[fx.Node]:
+    """What onnxruntime has in blocks already: convolutions, and what is computed of nothing else.
+
+    In the usual layout a sum is the faster form: it runs on all threads, a batch norm on one.
+    """
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        computed = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if node.target is aten.conv2d.default or (node.target in _IN_BLOCKS and found.issuperset(computed)):
+            found.add(node)
+    return found
 
 
 def _per_channel(module: fx.GraphModule, node: fx.Node, target: Any) -> Tensor | None:

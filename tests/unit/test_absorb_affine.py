@@ -167,7 +167,7 @@ def test_kept_and_replaced_elements_of_a_channel_share_its_form() -> None:
     _, operations = _lowered(model, 3, 8, 8, share=0.2, degree=1)
     assert operations == ["conv2d", "flatten", *[name for name in kept if name != "add"][:2], *kept[3:]]
     _, operations = _lowered(model, 3, 8, 8, share=0.2)
-    assert operations == ["conv2d", "mul", "flatten", "flatten", *kept]
+    assert operations == ["conv2d", "flatten", "unflatten", "mul", "flatten", *kept]
 
 
 def test_a_shift_before_padded_convolutions_is_added_with_the_reason() -> None:
@@ -177,12 +177,6 @@ def test_a_shift_before_padded_convolutions_is_added_with_the_reason() -> None:
     assert list(compiled.lowering_notes) == [
         "1: the constant of the polynomial is added, since conv2d pads with zeros"
     ]  # fmt: skip
-
-
-def test_a_shift_before_a_convolution_with_few_outputs_becomes_a_map() -> None:
-    """Where the padded convolution leaves less than it takes, a constant per position replaces its bias."""
-    _, operations = _lowered(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2, 3, stride=2, padding=1)), 3, 8, 8)
-    assert operations == ["conv2d", "mul", "conv2d", "add"]
 
 
 def test_pre_activation_networks_have_no_norm_left() -> None:
