@@ -6,9 +6,10 @@
 Element gates keep 2.6 % of the elements and channel gates that share of the channels, drawn at random; without
 comparisons everything is replaced. All polynomials are quadratic. Weights are random, which changes nothing of what is
 computed. Both models run in turns in one process, their idle threads stopped between runs (they would spin on the cores
-of the other model); the ratio of each pair is taken, and the median over the pairs reported, with quartiles. Pairs are
-run until there are `--pairs` of them and `--seconds` have passed. Lowering and export are timed once per form, and the peak memory of a process that does
-nothing else is measured for each model with `--memory`. Writes `benchmarks/results/lowering.json` and `.md`.
+of the other model), until there are `--pairs` pairs and `--seconds` have passed; the ratio of each pair is taken, and
+the median over the pairs reported, with quartiles. Lowering and export are timed once per form, and the peak memory of
+a process that does nothing else is measured for each model with `--memory`. Writes `benchmarks/results/lowering.json`
+and `.md`.
 
 torchvision is no dependency of the package; without it, leave its ResNet-50 out by `--models`.
 """
@@ -16,10 +17,10 @@ torchvision is no dependency of the package; without it, leave its ResNet-50 out
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def main() -> None:
         if options.memory:
             memory[name] = _in_a_process(name)
     stated = {
-        "pairs": f"at least {options.pairs} and {options.seconds:g} s", "threads": options.threads, "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "pairs": f"at least {options.pairs} and {options.seconds:g} s", "threads": options.threads,
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         **{package: version(package) for package in _PACKAGES},
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
@@ -179,13 +181,20 @@ def _alone(name: str) -> dict[str, Any]:
     model, x = _model(name)
     gated, _ = _gated(model, x, "element")
     weights = sum(p.nbytes for p in model.parameters())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    start = time.perf_counter()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the largest resident size starts anew
+    before, start = _resident("VmRSS"), time.perf_counter()
     compiled = autorep_fx.lower(gated)
     with tempfile.TemporaryDirectory() as folder:
         compiled.export(Path(folder) / "m.onnx")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": time.perf_counter() - start, "weights": weights, "peak": peak, "peak_before": before}
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "weights": weights, "peak": _resident("VmHWM"), "before": before}
+
+
+def _resident(field: str) -> int:
+    """Bytes of a line of this process's status (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def _in_a_process(name: str) -> dict[str, Any]:
@@ -200,18 +209,21 @@ def _markdown(rows: list[dict[str, Any]], memory: dict[str, Any], stated: dict[s
     lines = [
         "# Speed of lowered models", "",
         "Median over pairs of (time of the lowered model) / (time of the all-ReLU model), quartiles in brackets.", "",
-        "| model | gates | batch | ratio | pairs | all-ReLU model | target | multiplications per replaced element | "
-        "lower + export |",
+        "| model | gates | batch | ratio | target | pairs | all-ReLU | products per replaced one | lower + export |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
         low, high = row["quartiles"]
         lines.append(
             f"| {row['model']} | {row['gates']} | {row['batch']} | {row['ratio']:.3f} ({low:.3f}–{high:.3f}) | "
-            f"{row['pairs']} | {row['plain_ms']:.1f} ms | {row['target']} | {row['multiplications_per_replaced']:.3f} | {row['compile_seconds']:.1f} s |"
+            f"{row['target']} | {row['pairs']} | {row['plain_ms']:.1f} ms | "
+            f"{row['multiplications_per_replaced']:.3f} | {row['compile_seconds']:.1f} s |"
         )
     for name, found in memory.items():
-        sizes = f"largest resident size {found['peak'] / 2**20:.0f} MiB, weights {found['weights'] / 2**20:.0f} MiB"
+        sizes = ", ".join(
+            f"{said} {found[key] / 2**20:.0f} MiB"
+            for said, key in (("resident before", "before"), ("at most", "peak"), ("weights", "weights"))
+        )
         lines += ["", f"{name}, lowering and export in a process of their own: {found['seconds']:.1f} s, {sizes}"]
     return "\n".join([*lines, "", ", ".join(f"{key}: {value}" for key, value in stated.items()), ""])
 

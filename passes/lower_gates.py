@@ -75,10 +75,7 @@ class _Lowering:
         assert isinstance(x, fx.Node)
         with self.graph.inserting_before(self.node):
             elements = self._kept_elements()
-            if len(elements):
-                result = self._with_single_elements(x, elements)
-            else:
-                result = self._dense(x)
+            result = self._with_single_elements(x, elements) if len(elements) else self._dense(x)
         if result is not x:
             result.meta[SITE_KEY] = self.gate.site
         self.node.replace_all_uses_with(result)
