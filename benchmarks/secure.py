@@ -37,11 +37,10 @@ from secure_stock import StockSession
 
 import autorep_fx
 from autorep_fx.cost.onnx_count import load_model
-from autorep_fx.cost.predict import predict
+from autorep_fx.cost.predict import predict_session
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import load_profile
 from autorep_fx.model_specs import build_model
-from autorep_fx.runtime.secure.prediction import predicted_bytes
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.results import Step
 from autorep_fx.runtime.secure.simulate import SimulatedSession
@@ -165,15 +164,14 @@ def figures(item: Started, form: str, settings: Settings) -> dict[str, Any]:
 
 
 def predicted(path: Path, form: str, settings: Settings, queries: int) -> dict[str, int | None]:
-    """Bytes of the last of so many queries after the first, over all parties, and messages of one party."""
+    """Bytes and messages of the last of so many queries after the first, over all parties."""
     costs = load_profile().protocol(settings.protocol)
-    if form == "stock":  # opens its weights every time
-        found = predict(secure_work(load_model(path), 1, protocol=""), settings.protocol, costs)
-        opened = found.setup_bytes - costs.setup_bytes
-        return {"bytes": None if found.bytes is None else found.bytes + opened, "messages": found.messages}
-    found = predict(secure_work(load_model(path), 1, protocol=settings.protocol), settings.protocol, costs)
-    before, after = (predicted_bytes(path, [1] * number, settings)[0] for number in (queries, queries + 1))
-    return {"bytes": None if before is None or after is None else after - before, "messages": found.messages}
+    stock = form == "stock"
+    work = secure_work(load_model(path), 1, protocol="" if stock else settings.protocol)
+    last = predict_session([work] * (queries + 1), settings.protocol, costs)[-1]
+    opened = last.setup_bytes - costs.setup_bytes if stock else 0  # it opens its weights every time
+    sent = None if last.bytes is None else last.bytes + opened
+    return {"bytes": sent, "messages": last.messages_total}
 
 
 if __name__ == "__main__":

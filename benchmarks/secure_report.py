@@ -69,14 +69,13 @@ def write_table(folder: Path) -> str:
     return text
 
 
-_SIMULATED = """All parties in one process, one sample a query. Bytes are the engine's counters over all parties,
-messages those of the party that sends most. `stock` is the model's ReLU export as the engine runs it unchanged; `relu`
-the same in a session of this package; the others are compiled without data. Weights are random: the shares of kept
-elements and of those replaced by quadratics and by straight lines are stated, accuracy is not measured here.
-Predictions are those of a later query, measured minus predicted; under ABY3 the busiest party sends a message less
-where another one was the busiest in an operation, and CHEETAH's messages are not predicted for large calls. `bytes
-once` is the set-up and what the first query sends more than later ones. Beside the seconds: how many queries, and how
-many processes wanted to run on the machine, these among them; seconds at different loads do not compare."""
+_SIMULATED = """All parties in one process, one sample a query. Bytes and messages are the engine's counters over all
+parties. `stock` is the model's ReLU export as the engine runs it unchanged; `relu` the same in a session of this
+package; the others are compiled without data. Weights are random: the shares of kept elements and of those replaced by
+quadratics and by straight lines are stated, accuracy is not measured here. Predictions are those of the query that is
+reported, measured minus predicted. `bytes once` is the set-up and what the first query sends more than later ones.
+Beside the seconds: how many queries, and how many processes wanted to run on the machine, these among them; seconds at
+different loads do not compare."""
 
 _COLUMNS = (
     "model", "protocol", "form", "% kept / quadratic / linear", "comparisons", "bytes a query", "of stock",
@@ -88,7 +87,7 @@ def _simulated(rows: list[dict[str, Any]]) -> list[str]:
     lines = [*_SIMULATED.splitlines(), "", *_header(_COLUMNS)]
     stock = {_pair(row): row["bytes"] for row in rows if row["form"] == "stock"}
     for row in rows:
-        told, messages = row["predicted"], max(row["messages_by_rank"])
+        told, messages = row["predicted"], row["messages"]
         cells = [
             row["model"], row["protocol"], row["form"], _shares(row["elements"]), f"{row['comparisons']:,}",
             f"{row['bytes']:,}", _ratio(row, stock.get(_pair(row))),
@@ -159,4 +158,4 @@ def _stated(rows: list[dict[str, Any]]) -> list[str]:
     versions = {json.dumps(row["versions"], sort_keys=True): row["versions"] for row in rows}
     texts = [", ".join(f"{name} {number}" for name, number in found.items()) for found in versions.values()]
     hardware = sorted({row["hardware"] for row in rows})
-    return [f"{'; '.join(hardware)}, with other work on it. {'; '.join(texts)}."]
+    return [f"{'; '.join(hardware)}; some rows over links with other work on it. {'; '.join(texts)}."]

@@ -11,9 +11,8 @@ from autorep_fx.cost.rules import Primitive
 
 __all__ = ["Charge", "Reserves", "charge"]
 
-#: Elements that are left of what an operation draws from, by operation; a session changes it with every query.
-Reserves = MutableMapping[str, float]
-
+#: Elements that are left of what an operation draws from, by operation and piece of a call; each query changes it.
+Reserves = MutableMapping[tuple[str, int], float]
 
 # Ciphertexts of a product travel one behind the other, and only those that come back wait for those that go.
 _REQUEST_RESPONSE = 2.0
@@ -61,29 +60,33 @@ def charge(primitive: Primitive, cost: OperationCost, parties: int, reserves: Re
         else float(primitive.calls * _pieces(primitive, cost) * cost.messages_total),
         seconds=_seconds(primitive, cost),
     )  # fmt: skip
-    return found if cost.reserve is None else _drawn(found, primitive, cost, cost.reserve, parties, reserves)
+    return found if cost.reserve is None else _drawn(found, primitive, cost, cost.reserve, reserves)
 
 
 def _drawn(
-    plain: Charge, primitive: Primitive, cost: OperationCost, reserve: Reserve, parties: int, reserves: Reserves | None
+    plain: Charge, primitive: Primitive, cost: OperationCost, reserve: Reserve, reserves: Reserves | None
 ) -> Charge:
     """With the batches of the reserve that it makes, or with direct pieces where the call is large."""
     size = primitive.result // primitive.calls
     if reserve.direct_from is not None and size >= reserve.direct_from:
         pieces = primitive.calls * 2 * math.ceil(size / 2 / reserve.direct_elements)
         direct = replace(plain, bytes=0.0, messages=float(primitive.calls * reserve.serial), messages_total=0.0)
-        return _with(direct, pieces, reserve.direct_bytes, reserve.direct_messages * parties, 0, cost)
+        return _with(direct, pieces, reserve.direct_bytes, reserve.direct_messages, 0, cost)
     batches = primitive.result / reserve.elements
     if reserves is not None:
-        batches = sum(_made(primitive.operation, size, reserve, reserves) for _ in range(primitive.calls))
-    return _with(plain, batches, reserve.bytes, reserve.messages * parties, reserve.serial, cost)
+        pieces = _pieces(primitive, cost)
+        batches = sum(
+            _made((primitive.operation, piece), math.ceil(size / pieces), reserve, reserves)
+            for _ in range(primitive.calls) for piece in range(pieces)
+        )  # fmt: skip
+    return _with(plain, batches, reserve.bytes, reserve.messages, reserve.serial, cost)
 
 
-def _made(operation: str, size: int, reserve: Reserve, reserves: Reserves) -> int:
-    """Draw ``size`` elements; returns the batches that are made for them."""
-    left = reserves.get(operation, reserve.left)
+def _made(drawer: tuple[str, int], size: int, reserve: Reserve, reserves: Reserves) -> int:
+    """Draw ``size`` elements; returns the batches that are made for them. Each piece of a call has its own reserve."""
+    left = reserves.get(drawer, reserve.left)
     made = 0 if left >= size else math.ceil(size / reserve.elements)
-    reserves[operation] = left + made * reserve.elements - size
+    reserves[drawer] = left + made * reserve.elements - size
     return made
 
 

@@ -55,16 +55,18 @@ class Compute(_Entry):
 class Reserve(_Entry):
     """What an operation draws from a reserve that the parties make in batches and keep for later queries.
 
+    Where calls are split, each piece draws from a reserve of its own, which is as large.
+
     Attributes:
         elements: Elements of a result that a batch is enough for.
         bytes: Of a batch, over all parties.
-        messages: Of a batch, of each party.
+        messages: Of a batch, of all parties together.
         serial: How many of these wait for one another, as far as that is known.
         left: Elements that are left of the set-up.
         direct_from: From so many elements in a call on nothing is drawn; None for never.
         direct_elements: Elements that one direct piece is enough for; such a call is made of two halves.
         direct_bytes: Of a piece, over all parties, in place of what an element costs otherwise.
-        direct_messages: Of a piece, of each party.
+        direct_messages: Of a piece, of all parties together.
     """
 
     elements: int

@@ -24,9 +24,19 @@ def test_a_batch_is_made_when_the_reserve_runs_out() -> None:
     sent = [charge(Primitive("product", n), DRAWS, 2, reserves) for n in (30, 30, 80, 150)]
     assert [one.bytes for one in sent] == [60, 60 + 5000, 160, 300 + 2 * 5000]
     assert [one.messages for one in sent] == [1, 3, 1, 5]
-    assert [one.messages_total for one in sent] == [2, 2 + 6, 2, 2 + 12]
+    assert [one.messages_total for one in sent] == [2, 2 + 3, 2, 2 + 6]
     assert [one.seconds for one in sent] == pytest.approx([0.03, 0.53, 0.08, 1.15])
-    assert reserves == {"product": 40 - 30 + 100 - 30 - 80 + 200 - 150}
+    assert reserves == {("product", 0): 40 - 30 + 100 - 30 - 80 + 200 - 150}
+
+
+def test_each_piece_of_a_call_has_a_reserve_of_its_own() -> None:
+    """Two pieces of 30 draw 30 of 40 each, then each makes a batch; a call of one piece draws from the first."""
+    split = DRAWS.model_copy(update={"split": Split(elements=30, most=2)})
+    reserves: Reserves = {}
+    sent = [charge(Primitive("product", n), split, 2, reserves) for n in (60, 60, 20)]
+    assert [one.bytes for one in sent] == [120, 120 + 2 * 5000, 40]
+    assert [one.messages_total for one in sent] == [4, 4 + 2 * 3, 2]
+    assert reserves == {("product", 0): 40 - 30 + 100 - 30 - 20, ("product", 1): 40 - 30 + 100 - 30}
 
 
 def test_the_mean_of_many_queries_is_the_share_of_a_batch() -> None:
@@ -41,7 +51,7 @@ def test_large_calls_draw_nothing() -> None:
     """Two halves of 600 elements, each of three pieces."""
     reserves: Reserves = {}
     found = charge(Primitive("product", 1200), DRAWS, 2, reserves)
-    assert (found.bytes, found.messages, found.messages_total, reserves) == (6 * 700, 2, 6 * 4 * 2, {})
+    assert (found.bytes, found.messages, found.messages_total, reserves) == (6 * 700, 2, 6 * 4, {})
 
 
 def test_pieces_send_their_own_messages_at_the_same_time() -> None:
