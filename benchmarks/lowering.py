@@ -6,7 +6,7 @@
 Element gates keep 2.6 % of the elements and channel gates that share of the channels, drawn at random; without
 comparisons everything is replaced. All polynomials are quadratic. Weights are random, which changes nothing of what is
 computed. Both models run in turns in one process, their idle threads stopped between runs (they would spin on the cores
-of the other model), until there are `--pairs` pairs and `--seconds` have passed; the ratio of each pair is taken, and
+of the other model), for `--pairs` pairs or about `--seconds`, whichever is more; the ratio of each pair is taken, and
 the median over the pairs reported, with quartiles. Lowering and export are timed once per form, and the peak memory of
 a process that does nothing else is measured for each model with `--memory`. Writes `benchmarks/results/lowering.json`
 and `.md`.
@@ -26,18 +26,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 import autorep_fx
 from autorep_fx.cost.arithmetic import graph_cost
 from autorep_fx.model_specs import build_model
+from autorep_fx.runtime.bench import alternate
+from autorep_fx.runtime.session import Session
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {
@@ -151,29 +153,15 @@ def _multiplications(compiled: autorep_fx.Compiled, plain: autorep_fx.Compiled) 
 
 
 def _ratios(one: Path, other: Path, x: torch.Tensor, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    sessions = [_session(path, options.threads) for path in (one, other)]
+    sessions = [Session(path, "cpu", threads=options.threads, spinning="running") for path in (one, other)]
     value = np.resize(x.numpy(), (batch, *x.shape[1:])).astype(np.float32)
-    times: tuple[list[float], list[float]] = ([], [])
-    end, turn = time.perf_counter() + options.seconds, 0
-    while turn < options.pairs + 2 or time.perf_counter() < end:
-        for session, found in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            session.run(None, {session.get_inputs()[0].name: value})
-            if turn >= 2:
-                found.append(time.perf_counter() - start)
-        turn += 1
+    runs = [partial(session.run, value) for session in sessions]
+    [first], [second] = alternate(runs, 1, 1)
+    times = alternate(runs, max(options.pairs, round(options.seconds / (first + second))), 1)
     ratios = sorted(b / a for a, b in zip(*times, strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
     plain = 1e3 * statistics.median(times[0])
     return {"ratio": middle, "quartiles": [low, high], "plain_ms": plain, "pairs": len(ratios)}
-
-
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
 
 
 def _alone(name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def with_channel_norms(module: fx.GraphModule) -> None:
         x: Any = source if scale is None else source.args[0]
         if node_shape(x) != node_shape(node) or x not in blocked:
             continue
-        _replace(module, node, x, torch.ones_like(shift) if scale is None else scale, shift)
+        blocked.add(_replace(module, node, x, torch.ones_like(shift) if scale is None else scale, shift))
         modified = True
     if modified:
         module.graph.eliminate_dead_code()
@@ -69,7 +69,7 @@ def _per_channel(module: fx.GraphModule, node: fx.Node, target: Any) -> Tensor |
     return constant.flatten()
 
 
-def _replace(module: fx.GraphModule, node: fx.Node, x: fx.Node, scale: Tensor, shift: Tensor) -> None:
+def _replace(module: fx.GraphModule, node: fx.Node, x: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
     values = {"scale": scale, "shift": shift, "mean": torch.zeros_like(shift), "variance": torch.ones_like(shift)}
     with module.graph.inserting_before(node):
         constants = [
@@ -80,3 +80,4 @@ def _replace(module: fx.GraphModule, node: fx.Node, x: fx.Node, scale: Tensor, s
     norm.meta = dict(node.meta)
     node.replace_all_uses_with(norm)
     module.graph.erase_node(node)
+    return norm

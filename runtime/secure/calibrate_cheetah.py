@@ -81,7 +81,7 @@ def _refills(bench: Bench, settings: Settings, compare: OperationCost) -> Reserv
     every = (more[-1] - more[0]) // (len(more) - 1)
     return Reserve(
         elements=every * _PIECE, bytes=statistics.mean(runs[i].bytes - usual for i in more),
-        messages=runs[more[0]].messages - (compare.messages or 0), left=every * _PIECE,
+        messages=runs[more[0]].messages_total - (compare.messages_total or 0), left=every * _PIECE,
     )  # fmt: skip
 
 
@@ -101,9 +101,9 @@ def _product(bench: Bench, settings: Settings, source: str) -> OperationCost:
     batch = max(statistics.median(run.seconds for run in made) - usual.seconds, 0.0)
     reserve = Reserve(
         elements=2 * size, bytes=statistics.mean(run.bytes for run in made) - usual.bytes,
-        messages=most.messages - usual.messages, serial=_SERIAL, left=2 * size - 1,
+        messages=most.messages_total - usual.messages_total, serial=_SERIAL, left=2 * size - 1,
         direct_from=_DIRECT, direct_elements=_DEGREE, direct_bytes=direct.bytes / 2,
-        direct_messages=direct.messages // 2,
+        direct_messages=direct.messages_total // 2,
     )  # fmt: skip
     return OperationCost(
         bytes=usual.bytes / size, messages=usual.messages, messages_total=usual.messages_total, reserve=reserve,

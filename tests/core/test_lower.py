@@ -174,6 +174,17 @@ def test_shifts_of_images_are_exported_as_norms_of_variance_one(tmp_path: Path) 
     assert shift.all()
 
 
+def test_shifts_beside_single_kept_elements_stay_sums(tmp_path: Path) -> None:
+    """There the image has left onnxruntime's blocked layout already, and a sum is the faster form."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 9, 3, padding=1))
+    gated = gated_at_random(model, torch.randn(4, 3, 8, 8), share=0.2)
+    autorep_fx.lower(gated).export(tmp_path / "m.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    assert "BatchNormalization" not in operators
+    assert operators.count("Mul") == 2  # the squares, and the scale of the kept
+    assert operators.count("Add") == 2  # the constant of the squares, and the shift that the kept find their input in
+
+
 def test_free_heights_and_widths_get_no_constant_per_position() -> None:
     """Where sizes vary, a shift is added before a padded convolution, however few outputs that has."""
     model = nn.Sequential(

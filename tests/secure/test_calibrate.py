@@ -33,6 +33,21 @@ def test_byte_costs_are_those_of_the_shipped_profile() -> None:
             assert cost.seconds is not None and cost.seconds.status == "measured"
 
 
+def test_cheetahs_reserves_are_those_of_the_shipped_profile() -> None:
+    """Elements and messages exactly, of all parties; bytes of ciphertexts vary a little."""
+    found, shipped = (
+        profile.protocol("cheetah") for profile in (calibrate(["cheetah"], repeats=2, timeout=300), load_profile())
+    )
+    for operation in ("compare", "product"):
+        reserve, expected = found.operations[operation].reserve, shipped.operations[operation].reserve
+        assert reserve is not None
+        assert expected is not None
+        for key in ("elements", "messages", "serial", "left", "direct_from", "direct_elements", "direct_messages"):
+            assert getattr(reserve, key) == getattr(expected, key), (operation, key)
+        assert reserve.bytes == pytest.approx(expected.bytes, rel=1e-3)
+        assert reserve.direct_bytes == pytest.approx(expected.direct_bytes, rel=1e-3)
+
+
 def test_the_command_writes_a_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     result = CliRunner().invoke(app, ["cost", "calibrate", "--out", str(path), "--protocol", "semi2k"])

@@ -170,9 +170,12 @@ def test_kept_and_replaced_elements_of_a_channel_share_its_form() -> None:
     assert operations == ["conv2d", "flatten", "unflatten", "mul", "flatten", *kept]
 
 
-def test_a_shift_before_padded_convolutions_is_added_with_the_reason() -> None:
+@pytest.mark.parametrize(
+    "padded", [_conv(4, 9, padding=1), _conv(4, 2, 3, stride=2, padding=1)], ids=["large", "small"]
+)
+def test_a_shift_before_padded_convolutions_is_added_with_the_reason(padded: nn.Module) -> None:
     """The constant of the polynomial cannot pass padding with zeros: one addition stays, and no product."""
-    compiled, operations = _lowered(nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 9, padding=1)), 3, 8, 8)
+    compiled, operations = _lowered(nn.Sequential(_conv(3, 4), nn.ReLU(), padded), 3, 8, 8)
     assert operations == ["conv2d", "mul", "add", "conv2d"]
     assert list(compiled.lowering_notes) == [
         "1: the constant of the polynomial is added, since conv2d pads with zeros"
