@@ -51,11 +51,15 @@ def interval(values: Sequence[float]) -> str:
     """Mean and half width of the 95 % interval; the mean alone for one value."""
     if not values:
         return ""
-    mean = statistics.mean(values)
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {half_width(values):.2f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean; 0 for one value."""
     if len(values) == 1:
-        return f"{mean:.2f}"
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.2f} ± {half:.2f}"
+        return 0.0
+    return float(student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, float], path: Path) -> None:
@@ -63,12 +67,13 @@ def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, fl
     methods = sorted({run.split("@")[0] for run, _ in groups if run != "relu"})
     for method in methods:
         points = sorted(
-            (members[0]["comparisons"], statistics.mean(100 * row["test"] for row in members))
+            (members[0]["comparisons"], [100 * row["test"] for row in members])
             for (run, changes), members in groups.items()
             if run.split("@")[0] == method and not changes
         )
         if points:
-            axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=method)
+            means, halves = ([of(values) for _, values in points] for of in (statistics.mean, half_width))
+            axes.errorbar([x for x, _ in points], means, halves, marker="o", capsize=3, label=method)
     if base:
         axes.axhline(100 * statistics.mean(base.values()), color="black", linestyle=":", label="ReLU model")
     axes.set_xscale("symlog", linthresh=1000)
