@@ -83,7 +83,9 @@ def calibrate(
     """Measure the engine's operations by simulated parties, and write a profile for --profile."""
     from autorep_fx.files import write_text
     from autorep_fx.runtime.secure.calibrate import calibrate as measure
+    from autorep_fx.runtime.secure.threads import limit_threads
 
+    limit_threads()
     names = [name.strip() for name in protocol.split(",") if name.strip()]
     profile = measure(names, timeout=timeout)
     write_text(out, profile.model_dump_json(indent=2, exclude_defaults=True) + "\n")

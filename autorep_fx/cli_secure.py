@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["secure_app"]
 
-secure_app = typer.Typer(no_args_is_help=True, help="Run models under secure multi-party computation.")
+secure_app = typer.Typer(no_args_is_help=True)
 secure_app.command()(verify)
+
+
+@secure_app.callback()
+def _secure() -> None:
+    """Run models under secure multi-party computation."""
+    from autorep_fx.runtime.secure.threads import limit_threads
+
+    limit_threads()
+
 
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="Write the outputs here: .npy or .npz.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per query; all in one if unset.")]

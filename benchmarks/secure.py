@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from secure_report import RESULTS, conditions, have, keep, write_table
+from secure_report import RESULTS, conditions, have, keep, limited, write_table
 from secure_stock import StockSession
 
 import autorep_fx
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run rows anew that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    limited()
     for protocol in options.protocols:
         keys = {form: {"model": options.model, "form": form, "protocol": protocol, "link": "memory"}
                 for form in options.forms}  # fmt: skip

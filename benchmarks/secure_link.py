@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from secure_report import RESULTS, conditions, have, keep, write_table
+from secure_report import RESULTS, conditions, have, keep, limited, write_table
 
 from autorep_fx.runtime.secure.execute import Prepared, prepare_parties
 from autorep_fx.runtime.secure.protocols import Settings
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run rows anew that are there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    limited()
     for link in options.links:
         for form in options.forms:
             key = {"model": options.model, "form": form, "protocol": options.protocol, "link": link}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "conditions", "have", "keep", "rows_of", "write_table"]
+from autorep_fx.runtime.secure.threads import limit_threads
+
+__all__ = ["RESULTS", "conditions", "have", "keep", "limited", "rows_of", "write_table"]
 
 RESULTS = Path(__file__).parent / "results"
 _FILE = "secure.jsonl"
@@ -20,11 +23,20 @@ _PACKAGES = ("spu", "jax", "torch", "onnx", "numpy")
 TARGETS = {"semi2k": 1 / 8, "aby3": 0.55, "cheetah": 1 / 1.3}
 
 
+def limited() -> None:
+    """Start this script anew with the threads that `autorep-fx secure` has: OpenMP has read them when torch came."""
+    before = os.environ.get("OMP_THREAD_LIMIT")
+    limit_threads()
+    if os.environ.get("OMP_THREAD_LIMIT") != before:
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
 def conditions() -> dict[str, Any]:
     """Versions and hardware."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "versions": {name: version(name) for name in _PACKAGES},
+        "threads_per_product": os.environ.get("OMP_THREAD_LIMIT", "2"),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB",
     }
 
@@ -74,8 +86,9 @@ parties. `stock` is the model's ReLU export as the engine runs it unchanged; `re
 package; the others are compiled without data. Weights are random: the shares of kept elements and of those replaced by
 quadratics and by straight lines are stated, accuracy is not measured here. Predictions are those of the query that is
 reported, measured minus predicted. `bytes once` is the set-up and what the first query sends more than later ones.
-Beside the seconds: how many queries, and how many processes wanted to run on the machine, these among them; seconds at
-different loads do not compare."""
+Products of matrices have one thread each (`OMP_THREAD_LIMIT=1`), stock's too, as `autorep-fx secure` sets it on fewer
+than 12 cores. Beside the seconds: how many queries, and how many processes wanted to run on the machine, these among
+them; seconds at different loads do not compare."""
 
 _COLUMNS = (
     "model", "protocol", "form", "% kept / quadratic / linear", "comparisons", "bytes a query", "of stock",

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.cost.squares import opens_once
+from autorep_fx.cost.writes import row_width, turns_at_random
 from autorep_fx.errors import ModelFileError
 
 __all__ = ["RULES", "Call", "Primitive", "local_work"]
@@ -198,5 +199,9 @@ def local_work(call: Call) -> tuple[int, int, int]:
         return call.window + 4, 2 * unfolded + call.result, 0
     if call.node.op_type in ("MaxPool", "AveragePool"):
         return 2 * call.window, 2 * call.window * call.result, 0
-    gathers = call.node.op_type in ("Gather", "ScatterElements")
-    return 1, call.result, call.result // call.batch if gathers else 0
+    if call.node.op_type == "ScatterElements":
+        size, written = call.result // call.batch, call.elements(call.node.input[2]) // call.batch
+        width = row_width(size, lambda width: turns_at_random(written, size, width))
+        turns = turns_at_random(written, size, width)
+        return 2 * turns + 2, turns * call.result, turns * size // width
+    return 1, call.result, call.result // call.batch if call.node.op_type == "Gather" else 0

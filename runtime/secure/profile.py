@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Counters", "OpCounter", "parse_profile", "total"]
 
 _OP = re.compile(
-    r"- (?P<name>\S+), executed (?P<calls>\d+) times, duration (?P<seconds>[-+.\de]+)s, send bytes (?P<bytes>\d+) "
+    r"- (?P<name>\S[^,]*), executed (?P<calls>\d+) times, duration (?P<seconds>[-+.\de]+)s, send bytes (?P<bytes>\d+) "
     r"recv bytes \d+, send actions (?P<messages>\d+)"
 )
 _LINK = re.compile(r"Link details: total send bytes (?P<bytes>\d+), recv bytes \d+, send actions (?P<messages>\d+)")

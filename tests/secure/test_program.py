@@ -133,6 +133,29 @@ def test_a_split_in_parts_and_a_write_back(tmp_path: Path) -> None:
     _check(path, np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
 
 
+@pytest.mark.parametrize(
+    ("size", "kept", "trailing"), [(96, 1, ()), (96, 7, ()), (96, 60, ()), (7, 3, ()), (12, 5, (3, 2))]
+)
+def test_elements_are_written_where_they_belong(
+    size: int, kept: int, trailing: tuple[int, ...], tmp_path: Path
+) -> None:
+    """In any order, from rows of one element to the axis as a whole, and whatever follows the axis."""
+    rng = np.random.default_rng(kept)
+    index = rng.permutation(size)[:kept].reshape(1, kept, *[1] * len(trailing))
+    nodes = [
+        helper.make_node("Shape", ["u"], ["like"], name="shape"),
+        helper.make_node("Expand", ["kept", "like"], ["index"], name="expand"),
+        helper.make_node("ScatterElements", ["x", "index", "u"], ["y"], name="write", axis=1),
+    ]
+    inputs = {"x": ("float32", ["batch", size, *trailing]), "u": ("float32", ["batch", kept, *trailing])}
+    path = save(tmp_path / "m.onnx", nodes, inputs, {"y": inputs["x"]}, {"kept": index})
+    feed = [rng.standard_normal((2, n, *trailing)).astype(np.float32) for n in (size, kept)]
+    [found] = run_plain(split_model(path), feed).outputs
+    expected = feed[0].copy()
+    expected[:, index.reshape(-1)] = feed[1]
+    assert np.array_equal(found, expected)
+
+
 def test_everything_that_is_lacking_is_named(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Erf", ["x"], ["a"], name="one"),

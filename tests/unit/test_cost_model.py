@@ -19,6 +19,7 @@ from autorep_fx.cost.predict import Prediction, predict
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import load_profile
 from autorep_fx.cost.squares import opens_once
+from autorep_fx.cost.writes import row_width, turns_at_random
 from autorep_fx.errors import ConfigError
 from autorep_fx.models_zoo import create
 
@@ -259,3 +260,18 @@ def test_the_table_marks_what_is_not_all_and_cuts_nothing_off(tmp_path: Path) ->
     assert f"> {N:,} " not in CliRunner().invoke(app, ["cost", str(path)]).output
     for whole in ("cheetah-paper (unverified)", "MB, all parties", "s compute"):
         assert whole in printed
+
+
+@pytest.mark.parametrize(("size", "written"), [(65536, 343), (65536, 1700), (8192, 100), (784, 50)])
+def test_turns_of_a_write_are_those_of_draws(size: int, written: int) -> None:
+    """Within one of what positions drawn at random need, at the width that is chosen."""
+    width = row_width(size, lambda width: turns_at_random(written, size, width))
+    assert size % width == 0
+    rng = np.random.default_rng(0)
+    drawn = [np.bincount(rng.choice(size, written, replace=False) // width).max() for _ in range(20)]
+    assert abs(turns_at_random(written, size, width) - np.median(drawn)) <= 1
+
+
+def test_a_dense_write_takes_one_turn() -> None:
+    """A gather of all elements, rather than many masks."""
+    assert row_width(8192, lambda width: turns_at_random(6000, 8192, width)) == 1

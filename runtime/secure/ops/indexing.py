@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from autorep_fx.cost.writes import row_width
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
-from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["OPERATORS", "take"]
@@ -29,26 +29,40 @@ def _gather(call: Call) -> Value:
 
 
 def _write_back(call: Call) -> Value:
-    """``ScatterElements(p, kept, v)`` as ``p + take(concat([v − p_kept, 0]), map)``.
+    """``ScatterElements(p, kept, v)``, of which the engine would make a loop over the elements.
 
-    A scatter would become a loop over its elements in the engine. The map says for every position which element is
-    written there, or that none is.
+    The axis is cut into rows, and the elements of ``v`` are dealt to the rows that they go to: one of each row in every
+    turn. A turn gathers one value per row and lets a public mask choose between it and what is there, which is local.
     """
     base, updates = call[0], call[2]
     indices, axis = _public(call[1]), call.attribute("axis", 0) % call[0].ndim
+    before, size, after = base.shape[:axis], base.shape[axis], base.shape[axis + 1 :]
     row = np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis])
     if indices.size and (row != row[0]).any():
         raise ValueError("its indices differ from row to row")
-    if indices.shape[:axis] + indices.shape[axis + 1 :] != base.shape[:axis] + base.shape[axis + 1 :]:
+    if indices.shape[:axis] + indices.shape[axis + 1 :] != before + after:
         raise ValueError("its indices cover only some rows")
-    kept = row[0] % base.shape[axis]
+    kept = row[0] % size
     if len(np.unique(kept)) != len(kept):
         raise ValueError("it writes one element twice")
-    source = np.full(base.shape[axis], len(kept), dtype=np.int32)
-    source[kept] = np.arange(len(kept), dtype=np.int32)
-    difference = updates - take(base, kept, axis)
-    nothing = jnp.broadcast_to(zero_like(base), [1 if a == axis else size for a, size in enumerate(base.shape)])
-    return base + take(jnp.concatenate([difference, nothing], axis), source, axis)
+    width = row_width(size, lambda width: int(np.bincount(kept // width).max()))
+    result = base.reshape(*before, size // width, width, *after)
+    for source, mask in _turns(kept, size // width, width):
+        values = jnp.expand_dims(take(updates, source, axis), axis + 1)
+        chosen = mask.reshape(*[1] * axis, *mask.shape, *[1] * len(after))
+        result = jnp.where(chosen, values, result)
+    return result.reshape(base.shape)
+
+
+def _turns(kept: Array, rows: int, width: int) -> list[tuple[Array, Array]]:
+    """Per turn which element goes to each row, any where none does, and the mask ``(rows, width)`` of where it goes."""
+    order = np.argsort(kept, kind="stable")
+    row, column = np.divmod(kept[order], width)
+    turn = np.arange(len(kept)) - np.searchsorted(row, row)
+    sources = np.zeros((turn.max() + 1, rows), dtype=np.int32)
+    masks = np.zeros((*sources.shape, width), dtype=bool)
+    sources[turn, row], masks[turn, row, column] = order, True
+    return list(zip(sources, masks, strict=True))
 
 
 def _write_back_obstacles(node: Node) -> list[str]:
