@@ -11,6 +11,7 @@ All parties are simulated in one process, on one sample per query. Forms of a mo
     quadratic  compiled to the budget without data, every replaced element by a polynomial of degree 2
     mixed      the same, of degree 1 in the second half of the sites
     linear     the same, of degree 1 everywhere
+    half       quadratics, with all kept elements at every second site: a site that keeps any pays for all its messages
 
 Weights are random, with norm statistics of random inputs: what is sent does not depend on them, and accuracy is not
 measured. After the set-up a first query is run, which in SEMI2K opens the weights and in CHEETAH pays for the rest of
@@ -49,7 +50,7 @@ from autorep_fx.runtime.session import Session
 
 # Model → specification, shape of a sample, budget: 2.6 % of ResNet-18's comparisons, 10 % of LeNet's.
 MODELS = {"lenet": ("zoo:lenet", (1, 28, 28), 650), "resnet18": ("zoo:resnet18", (3, 32, 32), 12_900)}
-FORMS = ("stock", "relu", "quadratic", "mixed", "linear")
+FORMS = ("stock", "relu", "quadratic", "mixed", "linear", "half")
 PROTOCOLS = ("semi2k", "aby3", "cheetah")
 _SAID = ("model", "form", "protocol", "bytes")
 
@@ -89,9 +90,11 @@ def exported(model: str, form: str, folder: Path) -> Path:
     with torch.no_grad():
         module.train()(x)  # norm statistics of its own
     config: dict[str, Any] = {"polynomials": {"degree": 1 if form == "linear" else 2}}
+    sites = [site.name for site in autorep_fx.inspect(module.eval(), x).sites if site.gateable]
     if form == "mixed":
-        sites = [site.name for site in autorep_fx.inspect(module.eval(), x).sites if site.gateable]
         config["sites"] = {name: {"degree": 1} for name in sites[len(sites) // 2 :]}
+    if form == "half":
+        config["sites"] = {name: {"mode": "replace"} for name in sites[::2]}
     compiled = autorep_fx.transform(
         module.eval(), "100%" if whole else budget, example_inputs=x, config={} if whole else config
     )

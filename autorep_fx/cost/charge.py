@@ -57,7 +57,7 @@ def charge(primitive: Primitive, cost: OperationCost, parties: int, reserves: Re
         bytes=sent, opening=opening if primitive.weight else 0.0,
         messages=None if cost.messages is None else float(primitive.calls * cost.messages),
         messages_total=None if cost.messages_total is None
-        else float(primitive.calls * _pieces(primitive, cost) * cost.messages_total),
+        else float(primitive.calls * _pieces(primitive, cost) * (cost.messages_total + _more(primitive, cost))),
         seconds=_seconds(primitive, cost),
     )  # fmt: skip
     return found if cost.reserve is None else _drawn(found, primitive, cost, cost.reserve, reserves)
@@ -106,6 +106,14 @@ def _pieces(primitive: Primitive, cost: OperationCost) -> int:
     if cost.split is None:
         return 1
     return min(cost.split.most, math.ceil(primitive.result / primitive.calls / cost.split.elements))
+
+
+def _more(primitive: Primitive, cost: OperationCost) -> int:
+    """Messages of a piece beyond the usual, for its size."""
+    if cost.split is None or cost.split.chunk is None:
+        return 0
+    size = math.ceil(primitive.result / primitive.calls / _pieces(primitive, cost))
+    return math.ceil(size / cost.split.chunk) - 1
 
 
 def _seconds(primitive: Primitive, cost: OperationCost) -> float | None:

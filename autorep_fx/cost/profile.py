@@ -86,10 +86,12 @@ class Split(_Entry):
     Attributes:
         elements: In a piece, at least.
         most: Pieces: as many as the engine has threads.
+        chunk: Elements after which a piece needs a message more; None for never.
     """
 
     elements: int
     most: int
+    chunk: int | None = None
 
 
 class OperationCost(_Entry):

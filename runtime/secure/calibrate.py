@@ -15,9 +15,9 @@ from autorep_fx.runtime.secure.protocols import Settings
 __all__ = ["MATRICES", "SIZES", "calibrate"]
 
 #: Elements of a call.
-SIZES = (256, 4096, 16_384)
+SIZES = (256, 4096, 65_536)
 #: Rows, terms and columns of products of matrices.
-MATRICES = ((16, 16, 16), (64, 16, 16), (16, 64, 16), (16, 16, 64), (128, 128, 128), (256, 256, 64))
+MATRICES = ((16, 16, 16), (64, 16, 16), (16, 64, 16), (16, 16, 64), (128, 128, 128), (1024, 576, 64))
 _REPEATS = 5
 
 

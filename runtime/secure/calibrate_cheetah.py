@@ -22,6 +22,8 @@ __all__ = ["measure_cheetah"]
 _PIECE, _DEGREE = 2048, 8192
 # From twice as many elements on, a product is no longer drawn from the reserve (arithmetic.cc).
 _DIRECT = 2 * _DEGREE
+# Comparisons that one message of a transfer is enough for: found by counting, at 32,768 to 131,072 in two pieces.
+_CHUNK = 16_384
 _SIZES = (256, 1024, _PIECE)
 _MATRICES = (
     (1, 16, 10), (8, 64, 10), (100, 9, 4), (16, 16, 16), (784, 9, 8), (1024, 27, 16), (64, 150, 16), (1, 256, 120),
@@ -49,6 +51,8 @@ def measure_cheetah(settings: Settings, source: str, *, repeats: int, timeout: f
                 operations[name] = fit_elements(_SIZES, samples, source, tolerance=0.02)
     split = Split(elements=_PIECE, most=_pieces(bench, settings, operations["compare"]))
     operations = {name: cost.model_copy(update={"split": split}) for name, cost in operations.items()}
+    chunked = split.model_copy(update={"chunk": _chunk(bench, settings, split, operations["compare"])})
+    operations["compare"] = operations["compare"].model_copy(update={"split": chunked})
     refills = _refills(bench, settings, operations["compare"])
     operations["compare"] = operations["compare"].model_copy(update={"reserve": refills})
     operations["product"] = _product(bench, settings, source)
@@ -65,6 +69,19 @@ def _pieces(bench: Bench, settings: Settings, compare: OperationCost) -> int:
     """How many pieces the engine cuts a large call into, up to 8 of them."""
     found = _samples(bench, settings, "compare", 8 * _PIECE, 2)[-1]
     return max(round(found.messages / (compare.messages or 1)), 1)
+
+
+def _chunk(bench: Bench, settings: Settings, split: Split, compare: OperationCost) -> int | None:
+    """Whether pieces of comparisons twice as large as a transfer holds take a message more."""
+    found = _samples(bench, settings, "compare", 2 * _CHUNK * split.most, 3)
+    more = min(run.messages_total for run in found) - split.most * (compare.messages_total or 0)
+    if more not in (0, split.most):
+        raise ProtocolError(
+            "Messages of large comparisons do not grow as the cost model says.",
+            received=f"{more} more in {split.most} pieces of {2 * _CHUNK:,} elements",
+            fix="Another version of the engine needs another cost model: report it with the engine's version.",
+        )
+    return _CHUNK if more else None
 
 
 def _refills(bench: Bench, settings: Settings, compare: OperationCost) -> Reserve | None:

@@ -68,19 +68,21 @@ def test_cheetah_is_predicted_within_3_percent(lenet: Path) -> None:
         assert step.counters.messages == predicted.messages_total
 
 
-def test_cheetah_makes_transfers_where_they_are_predicted(tmp_path: Path) -> None:
-    """Two threads compare half of the elements each and have a reserve each, which the eighth query exhausts.
+@pytest.mark.parametrize(("size", "queries"), [(32_768, 8), (131_072, 3)])
+def test_cheetah_makes_transfers_where_they_are_predicted(size: int, queries: int, tmp_path: Path) -> None:
+    """Two threads compare half of the elements each and have a reserve each, which the last query exhausts.
 
-    Calls of 131,072 elements send six messages more than predicted, so these are smaller.
+    A piece of the larger calls takes four messages where one of the smaller takes one.
     """
     node = helper.make_node("Relu", ["x"], ["y"], name="relu")
-    shape = {"x": ("float32", ["batch", 32_768])}, {"y": ("float32", ["batch", 32_768])}
+    shape = {"x": ("float32", ["batch", size])}, {"y": ("float32", ["batch", size])}
     path = save(tmp_path / "m.onnx", [node], *shape)
-    later = _session(path, "cheetah", [1] * 8, (32_768,))[1:]
+    later = _session(path, "cheetah", [1] * queries, (size,))[1:]
     for predicted, step, _ in later:
         assert predicted.bytes == pytest.approx(step.counters.bytes, rel=1e-4)
         assert step.counters.messages == predicted.messages_total
-    assert later[-1][1].counters.messages - later[-2][1].counters.messages == 2 * 1281
+    messages = [step.counters.messages for _, step, _ in later]
+    assert max(messages) - min(messages) >= 2 * 1281
 
 
 @pytest.mark.parametrize("protocol", ["semi2k", "aby3"])
