@@ -134,8 +134,6 @@ class TrainingConfig(Section):
     features: float = Field(0.0, ge=0, description="Weight of the distance to the untouched model at the sites.")
     range_penalty: float = Field(0.0, ge=0, description="Weight of the penalty on inputs of replaced units that are "
                                  "more than four standard deviations off what their fits go by.")  # fmt: skip
-    mixup: float = Field(0.0, ge=0, description="α of the Beta(α, α) by which samples of a batch are mixed in pairs, "
-                         "for the untouched model too; 0 for none.")  # fmt: skip
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
 
 

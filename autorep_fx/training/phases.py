@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from autorep_fx.config import BaseConfig, TransformConfig
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.gated_model import GatedModel
-from autorep_fx.training.mixing import Mixture
 from autorep_fx.training.norm_statistics import measure_norms
 from autorep_fx.training.objective import Objective, kd_loss
 from autorep_fx.training.range_penalty import WatchedRanges
@@ -85,11 +83,9 @@ class _Gated(Phase):
         options = self.config.training
         features = isinstance(self.teacher, SiteTeacher)
         watched, ranged = (self.model.gates if wanted else {} for wanted in (features, options.range_penalty))
-        mixture = Mixture.draw(options.mixup)
-        inputs = mixture.inputs(inputs)
         with WatchedSites(watched) as sites, WatchedRanges(ranged) as ranges:
             outputs = self.objective.run(model, inputs)
-            result = mixture.loss(functools.partial(self.objective.task_loss, outputs), targets)
+            result = self.objective.task_loss(outputs, targets)
             if options.distillation or options.features:
                 with torch.no_grad():
                     reference = self.objective.run(self.teacher, inputs)

@@ -51,7 +51,6 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "training.distillation": ({}, {"training": {"epochs": 2, "distillation": 0.0}}),
     "training.temperature": ({}, {"training": {"epochs": 2, "temperature": 1.0}}),
     "training.range_penalty": ({}, {"training": {"epochs": 2, "range_penalty": 1.0}}),
-    "training.mixup": ({}, {"training": {"epochs": 2, "mixup": 1.0}}),
     "training.clip": ({}, {"training": {"epochs": 2, "clip": 1e-3}}),
     "finetune.epochs": ({}, {"finetune": {"epochs": 2}}),
     "finetune.lr": ({}, {"finetune": {"epochs": 1, "lr": 1e-5}}),
