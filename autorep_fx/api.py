@@ -168,22 +168,25 @@ def _request(
 ) -> tuple[Request, Path | None]:  # fmt: skip
     """The arguments of a call, checked before any work, and the folder for the result."""
     settings, seed, device = settled(config, budget, seed, device)
-    check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
+    with torch.random.fork_rng():  # a DataLoader draws from the global generator when it is begun
+        check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
     target = None if out_dir is None else output_directory(out_dir)
     if target is not None:
         check_free(target, resume)
     if data is not None and isinstance(model, nn.Module):
         check_trainable(model)
-    given = _first_inputs(data) if example_inputs is None else example_inputs
+    given = _first_inputs(data, seed) if example_inputs is None else example_inputs
     inputs = ExampleInputs.of(given, settings.capture, getattr(model, "forward", None))
     objective, place = Objective(loss, metric, forward), resolve_device(device)
     request = Request(model, inputs, settings, objective, data, val_data, seed, place, tuple(callbacks))
     return request, target
 
 
-def _first_inputs(data: Iterable[Any] | None) -> Any:
+def _first_inputs(data: Iterable[Any] | None, seed: int) -> Any:
     set_epoch(data, 0)
-    for batch in () if data is None else data:
-        first = split_batch(batch)[0]
-        return dict(first.kwargs) or first.args
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for batch in () if data is None else data:
+            first = split_batch(batch)[0]
+            return dict(first.kwargs) or first.args
     raise DataError("data holds no batch.", fix="Pass data with at least one batch.")

@@ -23,4 +23,4 @@ def multiplies_first(protocol: str, ring_bits: int, kernel: Sequence[int], strid
         kernel: Taps per axis.
         strides: Steps between windows per axis; empty for 1.
     """
-    return protocol == "semi2k" and ring_bits == 64 and math.prod(kernel) > math.prod(strides) == 1
+    return protocol == "semi2k" and ring_bits == 64 and math.prod(strides) == 1 and math.prod(kernel) > 1

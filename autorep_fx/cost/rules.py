@@ -18,6 +18,9 @@ from autorep_fx.errors import ModelFileError
 
 __all__ = ["RULES", "Call", "Primitive", "local_work"]
 
+# Passes over memory, as of a sum, that the engine makes where a public mask chooses between two values.
+_PASSES = 6
+
 
 @dataclass(frozen=True)
 class Primitive:
@@ -203,5 +206,5 @@ def local_work(call: Call) -> tuple[int, int, int]:
         size, written = call.result // call.batch, call.elements(call.node.input[2]) // call.batch
         width = row_width(size, lambda width: turns_at_random(written, size, width))
         turns = turns_at_random(written, size, width)
-        return 2 * turns + 2, turns * call.result, turns * size // width
+        return 2 * turns + 2, _PASSES * turns * call.result, turns * size // width
     return 1, call.result, call.result // call.batch if call.node.op_type == "Gather" else 0

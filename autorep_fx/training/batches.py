@@ -101,12 +101,13 @@ def collect_samples(data: Iterable[Any], count: int, like: ExampleInputs) -> Exa
         like: Inputs that say which of the tensors are batched, and whether the batch is fixed.
 
     Raises:
-        DataError: There is no batch.
+        DataError: There is no batch, or samples have another shape than those of ``like``.
     """
     count = like.size if like.fixed_batch else count
     parts: list[ExampleInputs] = []
     for batch in data:
         part = replace(split_batch(batch)[0], batched=like.flags(), any_size=like.any_size)
+        like.check_same_shapes(part)
         if like.any_size and parts and _shapes(part) != _shapes(parts[0]):
             continue
         parts.append(part)

@@ -14,6 +14,7 @@ from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.checkpoint import latest
 from autorep_fx.training.gated_model import GatedModel
+from autorep_fx.training.objective import Objective
 from autorep_fx.training.record import RunRecord
 
 __all__ = ["LOOK_EVERY", "check_loss", "exploded", "worst_site"]
@@ -29,13 +30,15 @@ _FAR = 10.0
 
 
 def check_loss(
-    record: RunRecord, model: nn.Module, when: str, folder: Path | None, loss: Tensor, inputs: ExampleInputs
-) -> None:
+    record: RunRecord, model: nn.Module, objective: Objective, when: str, folder: Path | None, loss: Tensor,
+    inputs: ExampleInputs,
+) -> None:  # fmt: skip
     """Look at a loss, and at those since the last look, before the weights move.
 
     Args:
         record: Record of the run.
         model: What is trained.
+        objective: Says how it is called.
         when: Phase and progress, for the message.
         folder: Folder of the checkpoints.
         loss: Loss of the batch.
@@ -53,7 +56,7 @@ def check_loss(
     good = latest(folder)
     raise NonFiniteError(
         f"The loss is {bad:.3g} at {when}.",
-        received=worst_site(model, inputs),
+        received=worst_site(model, objective, inputs),
         fix="Lower training.lr or polynomials.c2_bound, or set the named site's degree to 1."
         + (f" The last good checkpoint is {good}." if good else ""),
     )
@@ -65,11 +68,12 @@ def exploded(loss: float, first: float) -> bool:
 
 
 @torch.no_grad()
-def worst_site(model: nn.Module, inputs: ExampleInputs) -> str:
+def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) -> str:
     """The first site whose input is not finite or far outside its calibrated range, or else the furthest outside.
 
     Args:
         model: A gated model; any other has no sites.
+        objective: Says how it is called.
         inputs: The batch on which the loss went wrong.
     """
     if not isinstance(model, GatedModel):
@@ -89,7 +93,7 @@ def worst_site(model: nn.Module, inputs: ExampleInputs) -> str:
 
     handles = [gate.register_forward_hook(record) for gate in model.gates.values()]
     try:
-        inputs.call(model)
+        objective.run(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -185,7 +185,8 @@ class Loop:
         total, last = self.steps_per_epoch * phase.epochs, place.batch == self.source.total
         looks = last or self.fabric.device.type == "cpu" or step % LOOK_EVERY == 0
         when = f"{phase.name}, {step / total:.0%} of its steps"
-        check = partial(check_loss, self.record, phase.module, when, self.saved.folder) if looks else None
+        parts = (self.record, phase.module, self.objective, when, self.saved.folder)
+        check = partial(check_loss, *parts) if looks else None
         self.record.add(self.stepper.step(group, (step - 1) / total, check=check))
         phase.after_step(step / total)
         broadcast_together(phase.shared())

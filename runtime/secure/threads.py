@@ -21,9 +21,16 @@ def limit_threads(cores: int | None = None, environment: MutableMapping[str, str
     its setting with torch: this is for processes that do nothing but secure computation, before they load either.
 
     Args:
-        cores: Cores of the machine; None for what it has.
+        cores: Cores to run on; None for those that the process may use.
         environment: Environment of the process; None for its own.
     """
     environment = os.environ if environment is None else environment
-    if (cores or os.cpu_count() or 1) < _ENOUGH:
+    if (cores or _usable()) < _ENOUGH:
         environment.setdefault(_VARIABLE, "1")
+
+
+def _usable() -> int:
+    """Cores that this process may run on, which are fewer than the machine's in many containers."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import autorep_fx
 from autorep_fx.errors import BudgetError, ConfigError, DataError, NonFiniteError, OutputError
@@ -62,6 +63,20 @@ def test_nothing_of_the_callers_changes(model: nn.Module) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_shuffled_loader_is_the_seeds(model: nn.Module, tmp_path: Path) -> None:
+    """It draws from the global generator: which is left as it was, and decides on nothing."""
+    loader = DataLoader(TensorDataset(*map(torch.cat, zip(*batches(), strict=True))), batch_size=16, shuffle=True)
+    files = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.random.get_rng_state()
+        compiled = autorep_fx.transform(model, "10%", data=loader, val_data=loader, config=FAST, seed=3)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        compiled.export(tmp_path / f"{state}.onnx")
+        files.append((tmp_path / f"{state}.onnx").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_training_recovers_what_replacing_everything_costs() -> None:
@@ -189,6 +204,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"example_inputs": torch.randn(2, 1, 8, 8), "config": {"budget": "5%", "seed": 3}, "seed": 4},
         ConfigError, r"the settings ask for 5%[\s\S]*seed 3",
     ),
+    "no validation data": ({"data": batches(), "val_data": []}, DataError, "val_data holds no batch"),
+    "a seed of letters": ({"data": batches(), "config": {"seed": "a"}}, ConfigError, "The seed is an integer"),
+    "a broken seed": ({"data": batches(), "config": {"seed": 1.7}}, ConfigError, "The seed is an integer"),
     "no CUDA": ({"data": batches(), "device": "tpu"}, autorep_fx.errors.DeviceError, "cannot be used"),
 }  # fmt: skip
 
@@ -205,8 +223,9 @@ def test_bad_input_is_a_typed_error(model: nn.Module, name: str) -> None:
 def test_a_batch_of_another_shape_in_the_middle_is_told(model: nn.Module) -> None:
     """A batch whose samples have another shape than the model was captured with names both shapes."""
     data = [*batches(), (torch.randn(4, 1, 9, 9), torch.zeros(4, dtype=torch.int64))]
-    with pytest.raises(DataError, match=r"\(1, 9, 9\)[\s\S]*\(1, 8, 8\)"):
-        autorep_fx.transform(model, "10%", data=data, config=FAST)
+    for samples in (32, 10_000):  # it is beyond those that are calibrated on, and among them
+        with pytest.raises(DataError, match=r"\(1, 9, 9\)[\s\S]*\(1, 8, 8\)"):
+            autorep_fx.transform(model, "10%", data=data, config={**FAST, "calibration": {"samples": samples}})
 
 
 def test_a_loss_that_is_nan_stops_with_the_last_good_state(model: nn.Module, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_one_each_unless_there_are_cores_for_all(cores: int, before: dict[str, s
 def test_secure_commands_set_it_before_the_engine_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_THREAD_LIMIT", "4")  # so that what the command sets is taken back
     monkeypatch.delenv("OMP_THREAD_LIMIT")
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     result = CliRunner().invoke(app, ["secure", "certs", "--out", str(tmp_path / "certs")])
     assert result.exit_code == 0
     assert os.environ["OMP_THREAD_LIMIT"] == "1"

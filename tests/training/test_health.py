@@ -13,6 +13,7 @@ from autorep_fx.errors import NonFiniteError
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.health import exploded, worst_site
+from autorep_fx.training.objective import Objective
 from nets import batches, seeded, trained_norms
 
 
@@ -30,7 +31,7 @@ def test_the_site_whose_range_exploded_is_named(name: str, site: str) -> None:
     x = ExampleInputs.of(batches()[0][0])
     with torch.no_grad():
         gated.network.get_parameter(f"{name}.weight").mul_(1e3)
-    found = worst_site(gated, x)
+    found = worst_site(gated, Objective(), x)
     low, high = gated.gates[site].input_range.tolist()
     assert found.startswith(f"the site whose range exploded: {site}, calibrated on {low:.3g} to {high:.3g}, now ")
 
@@ -40,12 +41,12 @@ def test_a_site_whose_input_is_not_finite_is_named_first() -> None:
     gated = _gated()
     with torch.no_grad():
         gated.network.get_parameter("bn2.weight").fill_(torch.inf)
-    assert "relu#2, whose input is not finite" in worst_site(gated, ExampleInputs.of(batches()[0][0]))
+    assert "relu#2, whose input is not finite" in worst_site(gated, Objective(), ExampleInputs.of(batches()[0][0]))
 
 
 def test_a_plain_model_has_no_sites() -> None:
     """Such as the base model."""
-    assert "no sites" in worst_site(nn.Linear(2, 2), ExampleInputs.of(torch.ones(1, 2)))
+    assert "no sites" in worst_site(nn.Linear(2, 2), Objective(), ExampleInputs.of(torch.ones(1, 2)))
 
 
 @pytest.mark.parametrize(
