@@ -145,7 +145,8 @@ def _difference(predicted: int | None, measured: int) -> str:
 _LINKED = """## Real parties on this machine, by link
 
 One process per party over mutual TLS. `loopback` is the machine's own; the others go through `link_proxy.py`, which
-shapes each direction of each connection. Seconds are the slowest party's execution of a later query."""
+shapes each direction of each connection. Seconds are the slowest party's execution of a later query. `half` is compiled
+to the same budget with quadratics, and keeps its elements at every second site alone."""
 
 
 def _linked(rows: list[dict[str, Any]]) -> list[str]:
@@ -171,4 +172,6 @@ def _stated(rows: list[dict[str, Any]]) -> list[str]:
     versions = {json.dumps(row["versions"], sort_keys=True): row["versions"] for row in rows}
     texts = [", ".join(f"{name} {number}" for name, number in found.items()) for found in versions.values()]
     hardware = sorted({row["hardware"] for row in rows})
-    return [f"{'; '.join(hardware)}; some rows over links with other work on it. {'; '.join(texts)}."]
+    older = sorted({f"{row['model']} under {row['protocol']}" for row in rows if "threads_per_product" not in row})
+    wider = [f"Rows of {', '.join(older)} in part with two threads a product."] if older else []
+    return [f"{'; '.join(hardware)}; some rows over links with other work on it. {'; '.join(texts)}.", *wider]
