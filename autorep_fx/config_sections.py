@@ -127,6 +127,8 @@ class TrainingConfig(Section):
     gate_lr: float = Field(1e-2, gt=0, description="Learning rate of the scores.")
     weight_decay: float = Field(0.0, ge=0)
     warmup: float = Field(0.0, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    final_lr: float = Field(0.01, ge=0, le=1, description="Share of both learning rates that their cosine ends at; 1 "
+                            "keeps them, which suits a training that is fine-tuned.")  # fmt: skip
     reach: float = Field(0.7, gt=0, le=1, description="Progress at which the kept comparisons reach the budget.")
     penalty: float = Field(1.0, ge=0, description="Weight of the method's penalty on what is kept.")
     distillation: float = Field(1.0, ge=0, description="Weight of the distillation from the untouched model.")

@@ -110,7 +110,7 @@ class GateTraining(_Gated):
     def __init__(self, model: GatedModel, teacher: nn.Module, config: TransformConfig, objective: Objective) -> None:
         super().__init__(model, teacher, config, objective)
         self.epochs = config.training.epochs if config.has_stage(self.name) else 0
-        self.warmup = config.training.warmup
+        self.warmup, self.final_lr = config.training.warmup, config.training.final_lr
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Adam for weights, polynomials and scores."""

@@ -43,6 +43,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "training.gate_lr": ({}, {"training": {"epochs": 2, "gate_lr": 0.5}}),
     "training.weight_decay": ({}, {"training": {"epochs": 2, "weight_decay": 10.0}}),
     "training.warmup": ({}, {"training": {"epochs": 2, "warmup": 0.5}}),
+    "training.final_lr": ({}, {"training": {"epochs": 2, "final_lr": 1.0}}),
     "training.features": ({}, {"training": {"epochs": 2, "features": 1.0}}),
     "training.reach": ({}, {"training": {"epochs": 2, "reach": 0.3}}),
     "training.penalty": (
