@@ -13,7 +13,7 @@ from autorep_fx.budget import Budget
 from autorep_fx.config import PipelineConfig, TransformConfig
 from autorep_fx.config_io import load_yaml, parse_config
 from autorep_fx.errors import ConfigError, DataError
-from autorep_fx.training.batches import check_iterable, count_batches
+from autorep_fx.training.batches import check_iterable
 
 __all__ = ["check_arguments", "check_free", "check_trainable", "settled"]
 
@@ -23,7 +23,7 @@ def check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, re
 
     Raises:
         ConfigError: The seed is no seed, or there is nothing to resume from.
-        DataError: There is neither data nor an example, the data cannot be iterated over again, or val_data is empty.
+        DataError: There is neither data nor an example, or data cannot be iterated over again or are empty.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise ConfigError("The seed is an integer from 0 to 2**31 - 1.", received=repr(seed), fix="Pass seed=0.")
@@ -31,8 +31,6 @@ def check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, re
     for name, value in (("data", data), ("val_data", val_data)):
         if value is not None:
             check_iterable(value, name)
-    if val_data is not None:
-        count_batches(val_data, "val_data")
     if resume and out_dir is None:
         raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
@@ -64,6 +65,9 @@ def check_iterable(data: Any, name: str) -> None:
             received=f"an iterator ({type(data).__name__})",
             fix="Pass a DataLoader, or a list made of it.",
         )
+    with contextlib.suppress(TypeError):  # no length: that there is a batch shows when it is gone through
+        if len(data) == 0:  # type: ignore[arg-type]
+            raise _no_batch(name)
 
 
 @runtime_checkable
@@ -88,8 +92,12 @@ def count_batches(data: Any, name: str) -> int:
     except TypeError:  # no length, or that of a loader over an iterable data set
         number = sum(1 for _ in data)
     if not number:
-        raise DataError(f"{name} holds no batch.", fix="Pass data with at least one batch.")
+        raise _no_batch(name)
     return int(number)
+
+
+def _no_batch(name: str) -> DataError:
+    return DataError(f"{name} holds no batch.", fix="Pass data with at least one batch.")
 
 
 def collect_samples(data: Iterable[Any], count: int, like: ExampleInputs) -> ExampleInputs:

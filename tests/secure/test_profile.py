@@ -141,3 +141,12 @@ def test_sites_are_those_of_the_file(model: Path, tmp_path: Path) -> None:
 def test_messages_are_told_by_run() -> None:
     line = "[x] Link details: total send bytes 8, recv bytes 8, send actions {}, recv actions 9\n"
     assert parse_profile(line.format(3) + line.format(5)).by_run == (3, 5)
+
+
+def test_gathers_are_counted() -> None:
+    """Their name has a space in it."""
+    line = (
+        "- pphlo.custom_call: spu.gather, executed 2 times, duration 0.5s, send bytes 0 recv bytes 0, send actions 0, "
+        "recv actions 0"
+    )
+    assert parse_profile(line).operations["pphlo.custom_call: spu.gather"].calls == 2
