@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autorep_fx.arguments import check_arguments, check_free, check_trainable, settled
+from autorep_fx.arguments import check_arguments, check_callables, check_free, check_trainable, settled
 from autorep_fx.budget import Budget
 from autorep_fx.compilation import Request, compile_model
 from autorep_fx.compiled import Compiled
@@ -129,6 +129,10 @@ def sweep(
     Raises:
         AutorepError: As of :func:`transform`.
     """
+    if isinstance(budgets, (str, int, float, Budget, Mapping)):
+        raise ConfigError(
+            "A sweep takes several budgets.", received=repr(budgets), fix='Pass a list, such as ["10%", "2.6%", "0%"].'
+        )
     wanted = [Budget.parse(budget) for budget in budgets]
     if not wanted or not max_metric_drop >= 0:
         raise ConfigError(
@@ -170,6 +174,7 @@ def _request(
     settings, seed, device = settled(config, budget, seed, device)
     with torch.random.fork_rng():  # a DataLoader draws from the global generator when it is begun
         check_arguments(data, val_data, example_inputs, seed, resume, out_dir)
+    check_callables(callbacks, loss=loss, metric=metric, forward=forward)
     target = None if out_dir is None else output_directory(out_dir)
     if target is not None:
         check_free(target, resume)

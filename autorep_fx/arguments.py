@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from autorep_fx.config_io import load_yaml, parse_config
 from autorep_fx.errors import ConfigError, DataError
 from autorep_fx.training.batches import check_iterable
 
-__all__ = ["check_arguments", "check_free", "check_trainable", "settled"]
+__all__ = ["check_arguments", "check_callables", "check_free", "check_trainable", "settled"]
 
 
 def check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, resume: bool, out_dir: Any) -> None:
@@ -33,6 +33,28 @@ def check_arguments(data: Any, val_data: Any, example_inputs: Any, seed: Any, re
             check_iterable(value, name)
     if resume and out_dir is None:
         raise ConfigError("There is nothing to resume from.", fix="Pass out_dir=, the folder of the earlier run.")
+
+
+def check_callables(callbacks: Any, **functions: Any) -> None:
+    """Refuse what cannot be called.
+
+    Args:
+        callbacks: What should be a sequence of functions.
+        **functions: What should be a function or None, by the name of the argument.
+
+    Raises:
+        ConfigError: With all of them.
+    """
+    problems = [
+        f"{name}= is {value!r}" for name, value in functions.items() if value is not None and not callable(value)
+    ]
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        problems.append(f"callbacks= is {callbacks!r}")
+    if problems:
+        raise ConfigError(
+            "These are to be functions, and callbacks a list of them:", received="; ".join(problems),
+            fix="Pass the functions themselves, such as metric=my_metric, callbacks=[on_progress].",
+        )  # fmt: skip
 
 
 def check_trainable(model: nn.Module) -> None:

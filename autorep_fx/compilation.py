@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import TransformConfig
-from autorep_fx.errors import UnsupportedModelError
+from autorep_fx.errors import NonFiniteError, UnsupportedModelError
 from autorep_fx.files import write_text
 from autorep_fx.passes.capture import capture_graph
 from autorep_fx.passes.captured import CapturedModule
@@ -99,12 +100,13 @@ def compile_model(
         torch.manual_seed(request.seed)
         model = request.model if request.captured is None else request.captured
         gated = prepare(model, budget, example_inputs=request.inputs, config=request.settings)
+        before = evaluate_original(request)  # a metric that does not work is found before anything is trained
         if request.data is None:
             compiled = _without_training(request, gated)
         else:
             compiled = _trained(request, gated, target, resume, start, keep_state)
         if request.val_data is not None:
-            compiled = _with_metrics(request, compiled)
+            compiled = _with_metrics(request, compiled, before)
             ranges = {site.name: site.input_range for site in compiled.plan.sites if site.input_range is not None}
             warnings = beyond_range(gated, ranges, request.val_data)
             compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
@@ -206,9 +208,8 @@ def _with_distance(compiled: Compiled, ours: Sequence[Any], theirs: Sequence[Any
     return replace(compiled, plan=replace(compiled.plan, notes=(*compiled.plan.notes, note)))
 
 
-def _with_metrics(request: Request, compiled: Compiled) -> Compiled:
+def _with_metrics(request: Request, compiled: Compiled, before: float | None) -> Compiled:
     assert request.val_data is not None
-    before = evaluate_original(request)
     after = evaluate(compiled.module, request.val_data, request.objective)
     if before is None or after is None:
         unmeasured = (
@@ -226,7 +227,18 @@ def metric_name(objective: Objective) -> str:
 
 
 def evaluate_original(request: Request) -> float | None:
-    """Metric of the untouched model on the validation data; None where there is none."""
+    """Metric of the untouched model on the validation data; None where there is none.
+
+    Raises:
+        NonFiniteError: It is NaN or infinite, and nothing could be chosen by it.
+    """
     if request.val_data is None:
         return None
-    return evaluate(request.original().cpu(), request.val_data, request.objective)
+    with torch.random.fork_rng():
+        metric = evaluate(request.original().cpu(), request.val_data, request.objective)
+    if metric is not None and not math.isfinite(metric):
+        raise NonFiniteError(
+            f"The metric of the untouched model is {metric} on val_data.",
+            fix="Check metric= and val_data: the epoch that is kept is chosen by this number.",
+        )
+    return metric

@@ -144,7 +144,7 @@ def run_path(
 
 
 def _falling(budgets: Sequence[Budget], sites: Sequence[Site]) -> list[Budget]:
-    """The budgets from the largest to the smallest.
+    """The budgets from the largest to the smallest; of those that are the same number of comparisons, one.
 
     Raises:
         ConfigError: Costs in different terms, or costs and comparisons, have no order.
@@ -155,7 +155,8 @@ def _falling(budgets: Sequence[Budget], sites: Sequence[Site]) -> list[Budget]:
             "These budgets cannot be put in order.", received=", ".join(str(b) for b in budgets),
             fix="Give all of them in comparisons, or all in the same unit under one protocol (and network).",
         )  # fmt: skip
-    return sorted(set(budgets), key=lambda b: -float(b.value) if b.is_cost else -resolve(b, sites).allowed)
+    unique = {float(b.value) if b.is_cost else resolve(b, sites).allowed: b for b in budgets}
+    return [unique[size] for size in sorted(unique, reverse=True)]
 
 
 class _Path:

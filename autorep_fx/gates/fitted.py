@@ -105,7 +105,9 @@ class FittedActivation(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor, momentum: float = 1.0) -> None:
-        """Record mean, standard deviation and range of the input per channel.
+        """Record mean and standard deviation of the input per channel, and its range where the past is forgotten.
+
+        A range that followed the training would hold the very batch that a loss explodes on.
 
         Args:
             x: ``(N, *shape)``.
@@ -116,7 +118,8 @@ class FittedActivation(nn.Module):
         square = torch.lerp(self.mean.square() + self.std.square(), square, momentum)
         self.mean.lerp_(mean, momentum)
         self.std.copy_((square - self.mean.square()).clamp(min=0).sqrt())
-        self.input_range.copy_(range_of_all(channels))
+        if momentum == 1:
+            self.input_range.copy_(range_of_all(channels))
 
     @property
     def floored_std(self) -> Tensor:

@@ -71,6 +71,8 @@ def exploded(loss: float, first: float) -> bool:
 def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) -> str:
     """The first site whose input is not finite or far outside its calibrated range, or else the furthest outside.
 
+    Where all are inside of theirs, it says that the model is not to blame.
+
     Args:
         model: A gated model; any other has no sites.
         objective: Says how it is called.
@@ -100,4 +102,7 @@ def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) ->
     if not found:
         return "no site was calibrated"
     first = next((item for item in found if item[0] > _FAR), None)  # in the order of execution
-    return "the site whose range exploded: " + (first or max(found, key=lambda item: item[0]))[1]
+    furthest = first or max(found, key=lambda item: item[0])
+    if not furthest[0]:
+        return "no site is outside of its calibrated range on this batch: look at the loss function and the targets"
+    return "the site whose range exploded: " + furthest[1]

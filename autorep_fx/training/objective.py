@@ -75,7 +75,7 @@ class Objective:
 
         Raises:
             DataError: Targets are out of range, or not one per sample.
-        ConfigError: The loss is no scalar that depends on the outputs; or none was given and the outputs are not
+            ConfigError: The loss is no scalar that depends on the outputs; or none was given and the outputs are not
                 logits ``(N, K)`` with integer targets ``(N,)``.
         """
         if self.loss is not None:
@@ -96,12 +96,25 @@ class Objective:
             ) from error
 
     def measure(self, outputs: Any, targets: Any) -> float | None:
-        """The metric on a batch; None where there is none."""
+        """The metric on a batch; None where there is none.
+
+        Raises:
+            ConfigError: The metric is no number.
+            DataError: Targets are no classes of the outputs.
+        """
         if self.metric is not None:
-            return float(self.metric(outputs, targets))
-        if is_classification(outputs, targets):
-            return accuracy(outputs, targets)
-        return None
+            return _number(self.metric(outputs, targets))
+        if not is_classification(outputs, targets):
+            return None
+        classes = outputs.shape[1]
+        if len(targets) != len(outputs) or bool(((targets < 0) | (targets >= classes)).any()):
+            raise DataError(
+                "Accuracy cannot be computed on a batch.",
+                received=f"outputs {_describe(outputs)}, targets {_describe(targets)} from {int(targets.min())} to "
+                f"{int(targets.max())}",
+                fix=f"Use class indices from 0 to {classes - 1}, one per sample, or pass metric=.",
+            )
+        return accuracy(outputs, targets)
 
 
 def is_classification(outputs: Any, targets: Any) -> bool:
@@ -124,6 +137,17 @@ def _scalar(loss: Any) -> Tensor:
             fix="Return a scalar tensor computed from the outputs, not detached.",
         )
     return loss.reshape(())
+
+
+def _number(metric: Any) -> float:
+    if hasattr(metric, "__float__"):
+        try:
+            return float(metric)
+        except (TypeError, ValueError, RuntimeError):  # an array of several numbers
+            pass
+    raise ConfigError(
+        "The metric is one number.", received=_describe(metric), fix="Return a float, larger for a better model."
+    )
 
 
 def _describe(value: Any) -> str:

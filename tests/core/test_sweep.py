@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import autorep_fx
+from autorep_fx.budget import Budget
 from autorep_fx.cli import app
 from autorep_fx.errors import BudgetInfeasibleError, ConfigError
 from nets import TinyNet, batches, trained_norms
@@ -117,6 +118,19 @@ def test_what_cannot_be_meant_is_refused(model: nn.Module, name: str) -> None:
     arguments, text = REFUSALS[name]
     with pytest.raises(ConfigError, match=text):
         autorep_fx.transform(model, data=batches(), config=FAST, **arguments)
+
+
+@pytest.mark.parametrize("budgets", ["50%", 12, Budget.parse("5%"), {"comparisons": 12}, []])
+def test_a_sweep_takes_several_budgets(model: nn.Module, budgets: Any) -> None:
+    """One alone would be read letter by letter, or not at all."""
+    with pytest.raises(ConfigError, match="budgets"):
+        autorep_fx.sweep(model, budgets, data=batches(), config=FAST)
+
+
+def test_budgets_of_one_size_are_compiled_once(model: nn.Module) -> None:
+    """Small shares of a small model are the same few comparisons."""
+    found = autorep_fx.sweep(model, ["0.01%", "0%", 0], example_inputs=batches()[0][0])
+    assert [row.comparisons for row in found.rows] == [0]
 
 
 def test_the_command_writes_a_page_and_the_winner(tmp_path: Path) -> None:

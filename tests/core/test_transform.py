@@ -268,6 +268,26 @@ def test_validation_data_that_cannot_be_measured_are_a_warning() -> None:
     assert any(text.startswith("nothing was measured on the validation data") for text in compiled.warnings)
 
 
+BAD_MEASURES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "text": ({"metric": lambda outputs, y: "good"}, ConfigError, "The metric is one number"),
+    "tensor": ({"metric": lambda outputs, y: outputs}, ConfigError, r"one number\.\s.*float32 \(16, 4\)"),
+    "nan": ({"metric": lambda outputs, y: float("nan")}, NonFiniteError, "The metric of the untouched model is nan"),
+    "labels": ({"val_data": [(x, y + 5) for x, y in batches()]}, DataError, r"Use class indices from 0 to 3"),
+    "no function": ({"metric": 3, "loss": "mse", "callbacks": print}, ConfigError, r"metric= is 3[\s\S]*callbacks="),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MEASURES)
+def test_what_cannot_be_measured_is_refused_before_training(model: nn.Module, name: str) -> None:
+    """Metrics that are no number, labels beyond the classes, arguments that cannot be called."""
+    arguments, error, text = BAD_MEASURES[name]
+    points: list[Any] = []
+    arguments = {"val_data": batches(), "callbacks": [points.append], **arguments}
+    with pytest.raises(error, match=text):
+        autorep_fx.transform(model, "10%", data=batches(), config=FAST, **arguments)
+    assert not points
+
+
 def test_a_model_that_became_another_one_is_a_warning() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 8)
     near = autorep_fx.transform(model, "100%", example_inputs=x)

@@ -44,6 +44,13 @@ def test_a_site_whose_input_is_not_finite_is_named_first() -> None:
     assert "relu#2, whose input is not finite" in worst_site(gated, Objective(), ExampleInputs.of(batches()[0][0]))
 
 
+def test_no_site_is_blamed_for_a_loss_that_is_wrong_by_itself() -> None:
+    """All inputs of sites are where they were: it is the loss or its targets."""
+    gated = _gated()
+    found = worst_site(gated, Objective(), ExampleInputs.of(batches()[0][0]))
+    assert found == "no site is outside of its calibrated range on this batch: look at the loss function and the targets"
+
+
 def test_a_plain_model_has_no_sites() -> None:
     """Such as the base model."""
     assert "no sites" in worst_site(nn.Linear(2, 2), Objective(), ExampleInputs.of(torch.ones(1, 2)))
@@ -58,24 +65,26 @@ def test_a_loss_explodes_at_ten_thousand_times_the_first(loss: float, expected: 
 
 
 def test_an_exploding_run_names_site_and_last_good_checkpoint(tmp_path: Path) -> None:
-    """From some step on the inputs are a million times too large; the weights of the steps before are saved."""
+    """From some step on a norm's outputs are a million times too large; the weights of the steps before are saved."""
     steps = 0
 
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         nonlocal steps
         steps += module.training
-        outputs: Tensor = module(x * 1e6 if steps >= 6 else x)
+        if steps == 6 and module.training:
+            with torch.no_grad():
+                module.get_parameter("network.bn2.weight").mul_(1e6)
+        outputs: Tensor = module(x)
         return outputs
 
     config = {"training": {"epochs": 3}, "checkpoints": {"every_steps": 1}}
     with pytest.raises(NonFiniteError) as caught:
         autorep_fx.transform(
             trained_norms(seeded(), batches()[0][0]), "10%", data=batches(), forward=forward, config=config,
-            loss=lambda outputs, y: nn.functional.cross_entropy(outputs, y) * (1 if steps < 6 else 1e9),
             out_dir=tmp_path,
         )  # fmt: skip
     assert "train_gates, 50% of its steps" in caught.value.what
     assert caught.value.received is not None
-    assert caught.value.received.startswith("the site whose range exploded: relu")
+    assert caught.value.received.startswith("the site whose range exploded: relu#2, calibrated on")
     assert caught.value.fix is not None
     assert f"The last good checkpoint is {tmp_path / 'checkpoint' / 'step-000000005'}" in caught.value.fix
