@@ -23,9 +23,10 @@ class AbsorbAffinePass(Pass):
        it pads with zeros, the shift is added before: a constant per position behind it would be as exact and larger,
        and onnxruntime leaves its blocks of channels to add one.
     3. A quadratic wishes its input around its vertex, ``u = x + h`` with ``h = c1 / 2·c2``: then it is a square, and
-       ``c2`` and the constant go on to its readers. Shifts go back into the biases of linear operations through sums,
-       concatenations and averages that nothing else reads. Where that is impossible, or ``√|c2|·|h|`` is above
-       ``conditioning``, it is ``z·(z + g)``, which needs an addition more and cancels nothing.
+       ``c2`` and the constant go on to its readers. Where kept elements are among them and the readers take any scale,
+       it is stored in that of ``1/c2``, which the square and the activation both leave. Shifts go back into the biases
+       of linear operations through sums, concatenations and averages that nothing else reads. Where that is not
+       possible, or ``√|c2|·|h|`` is above ``conditioning``, it is ``z·(z + g)``: an addition more, and no cancellation.
     4. A linear polynomial computes nothing.
     5. A sum takes inputs of equal scales. Along a residual chain the scale before each quadratic is the geometric mean
        of ``1/|c2|`` and the scale behind it, so that all of them meet without a product. Where a wish cannot be met, a

@@ -12,7 +12,7 @@ from autorep_fx.gates import GatedActivation, GatedPool
 from autorep_fx.passes.channel_views import argument
 from autorep_fx.passes.form_rules import carries
 from autorep_fx.passes.forms import Form
-from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, natural_form, padded_coefficients
+from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, kept_by_channel, natural_form, padded_coefficients
 from autorep_fx.passes.graphs import node_shape
 from autorep_fx.passes.linear_ops import LinearOp
 
@@ -72,7 +72,11 @@ class _Backward:
         return _ONE
 
     def _of_gate(self, gate: GatedActivation, own: Tensor) -> Tensor:
-        """The scale before a gate whose output is wished in the scale ``own``: s of c2·s² = own, for a square."""
+        """The scale before a gate whose output is wished in the scale ``own``: s of c2·s² = own, for a square.
+
+        Where any scale will do behind it, a square with kept elements in its channel wishes s = 1/c2: then c2·s² = s,
+        in which ReLU leaves the kept ones too, and these need no product.
+        """
         channels = gate.site.channels
         if isinstance(gate, GatedPool) or (own.dim() and len(own) != channels):
             return _ONE
@@ -81,7 +85,11 @@ class _Backward:
         kinds = natural_form(gate, Form.identity(1, channels)).kinds
         result: Any = torch.where(kinds == Kind.SQUARE, (own / c2).abs().sqrt(), torch.nan)
         result = torch.where(kinds == Kind.LINEAR, (own / c1).abs(), result)
-        kept = own.clone() if gate.site.kind in HOMOGENEOUS else torch.ones_like(own)
+        homogeneous = gate.site.kind in HOMOGENEOUS
+        if homogeneous:
+            mixed = (kinds == Kind.SQUARE) & (c2 > 0) & kept_by_channel(gate).any(1)
+            result = torch.where(mixed & own.isnan(), 1 / c2, result)
+        kept = own.clone() if homogeneous else torch.ones_like(own)
         result = torch.where(kinds == Kind.KEPT, kept, result)
         wish: Tensor = result.clamp(LOW, HIGH)
         return wish
