@@ -93,6 +93,7 @@ SUITES = {
         # of 1e-5 moves no mask in four epochs.
         {
             "default": {"training": {"range_penalty": 1e-3, "final_lr": 1.0}},
+            "autorep": {"training": {"final_lr": 1.0}},
             "snl": {"training": {"penalty": 5e-3, "gate_lr": 2e-2}, "finetune": {"lr": 3e-2}},
         },
     ),
