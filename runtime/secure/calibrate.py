@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from autorep_fx.cost.profile import Compute, FixedPoint, OperationCost, Profile, ProtocolProfile
 from autorep_fx.runtime.secure.bench import Bench
 from autorep_fx.runtime.secure.engine import require_spu
-from autorep_fx.runtime.secure.fitting import fit_elements, measure_local, on_machine, rounded
-from autorep_fx.runtime.secure.measurements import solve, take
+from autorep_fx.runtime.secure.fitting import fit_elements, measure_local, on_machine
+from autorep_fx.runtime.secure.measurements import solve, solve_seconds, take
 from autorep_fx.runtime.secure.protocols import Settings
 
 __all__ = ["MATRICES", "SIZES", "calibrate"]
 
 #: Elements of a call.
 SIZES = (256, 4096, 65_536)
-#: Rows, terms and columns of products of matrices.
-MATRICES = ((16, 16, 16), (64, 16, 16), (16, 64, 16), (16, 16, 64), (128, 128, 128), (1024, 576, 64))
+#: Rows, terms and columns of products of matrices: small ones, and those of convolutions of a residual network.
+MATRICES = (
+    (16, 16, 16), (64, 16, 16), (16, 64, 16), (16, 16, 64), (1, 400, 120), (196, 72, 16), (128, 128, 128),
+    (1024, 576, 64), (256, 1152, 128), (64, 2304, 256), (16, 4608, 512), (1024, 64, 576),
+)  # fmt: skip
 _REPEATS = 5
 
 
@@ -76,10 +79,11 @@ def _matmul(bench: Bench, source: str, repeats: int) -> OperationCost:
     samples = [take(bench, product_of(sizes), ("mmul_aa",), 0, repeats) for sizes in MATRICES]
     rows = [(m * k, k * n, m * n, 1) for m, k, n in MATRICES]
     left, right, result, call = (round(v, 6) for v in solve(rows, [sample.bytes for sample in samples]))
-    seconds = solve([(1.0, m * k * n) for m, k, n in MATRICES], [sample.seconds for sample in samples])
+    effort = [(1.0, m * n, m * k * n) for m, k, n in MATRICES]
+    each, element, multiply = solve_seconds(effort, [sample.seconds for sample in samples])
     first = samples[0]
     return OperationCost(
         left=left, right=right, result=result, call=call, messages=first.messages, messages_total=first.messages_total,
         status="measured", source=f"{source}; {len(MATRICES)} shapes from {MATRICES[0]} to {MATRICES[-1]}",
-        seconds=Compute(call=rounded(seconds[0]), multiply=rounded(seconds[1]), status="measured", source=on_machine()),
+        seconds=Compute(call=each, element=element, multiply=multiply, status="measured", source=on_machine()),
     )  # fmt: skip

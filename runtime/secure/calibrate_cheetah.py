@@ -10,8 +10,8 @@ from autorep_fx.cost.profile import Compute, OperationCost, ProtocolProfile, Res
 from autorep_fx.errors import ProtocolError
 from autorep_fx.runtime.secure.bench import Bench
 from autorep_fx.runtime.secure.executables import first_use
-from autorep_fx.runtime.secure.fitting import fit_elements, measure_local, on_machine, rounded
-from autorep_fx.runtime.secure.measurements import Sample, random_values, sample, solve, take
+from autorep_fx.runtime.secure.fitting import fit_elements, measure_local, on_machine
+from autorep_fx.runtime.secure.measurements import Sample, random_values, rounded, sample, solve, solve_seconds, take
 from autorep_fx.runtime.secure.operations import elementwise, product_of
 from autorep_fx.runtime.secure.protocols import Settings
 
@@ -152,13 +152,12 @@ def _matmul(bench: Bench, source: str, repeats: int) -> OperationCost:
         coefficient=round(coefficient, 2),
     )  # fmt: skip
     effort = [(1.0, sent.blocks, sent.responses * sent.depth * sent.packs) for sent in counts]
-    call, block, rotation = solve(effort, [one.seconds for one in samples])
+    call, block, rotation = solve_seconds(effort, [one.seconds for one in samples])
     return OperationCost(
         messages=None, packing=packing, status="measured",
         source=f"{source}; {len(_MATRICES)} shapes from {_MATRICES[0]} to {_MATRICES[-1]}, packed as in its source",
         seconds=Compute(
-            call=rounded(call), ciphertext=rounded(block), rotation=rounded(rotation), status="measured",
-            source=on_machine(),
+            call=call, ciphertext=block, rotation=rotation, status="measured", source=on_machine(),
         ),
     )  # fmt: skip
 

@@ -8,12 +8,10 @@ from typing import Any
 
 from autorep_fx.cost.profile import Compute, OperationCost
 from autorep_fx.runtime.secure.bench import Bench
-from autorep_fx.runtime.secure.measurements import Sample, line, random_values, solve
+from autorep_fx.runtime.secure.measurements import Sample, line, random_values, solve_seconds
 
-__all__ = ["fit_elements", "measure_local", "on_machine", "rounded"]
+__all__ = ["fit_elements", "measure_local", "on_machine"]
 
-# Digits of seconds that are worth writing down.
-_DIGITS = 3
 # Sums in a chain whose computation is measured.
 _CHAIN = 12
 
@@ -21,12 +19,12 @@ _CHAIN = 12
 def fit_elements(sizes: Sequence[int], samples: Sequence[Sample], source: str, *, tolerance: float) -> OperationCost:
     """Costs per call and per element."""
     call, element = line(sizes, [sample.bytes for sample in samples], tolerance=tolerance)
-    seconds = solve([(1.0, size) for size in sizes], [sample.seconds for sample in samples])
+    each, more = solve_seconds([(1.0, size) for size in sizes], [sample.seconds for sample in samples])
     first = samples[0]
     return OperationCost(
         bytes=element, call=call, messages=first.messages, messages_total=first.messages_total, status="measured",
         source=f"{source}; {', '.join(f'{size:,}' for size in sizes)} elements",
-        seconds=Compute(call=rounded(seconds[0]), element=rounded(seconds[1]), status="measured", source=on_machine()),
+        seconds=Compute(call=each, element=more, status="measured", source=on_machine()),
     )  # fmt: skip
 
 
@@ -37,13 +35,12 @@ def measure_local(bench: Bench, sizes: Sequence[int], source: str, repeats: int)
     """
     single = _wall(bench, lambda x: x + x, sizes[0], repeats)
     chain = [_wall(bench, _sums, size, repeats) for size in sizes]
-    call, element = solve([(_CHAIN, _CHAIN * size) for size in sizes], [max(t - single, 0) for t in chain])
+    call, element = solve_seconds([(_CHAIN, _CHAIN * size) for size in sizes], [max(t - single, 0) for t in chain])
     gathers = [_wall(bench, _gathers(size), size, repeats) for size in sizes]
     more = [max(b - a, 0) for a, b in zip(chain, gathers, strict=True)]
-    [index] = solve([(_CHAIN // 2 * size,) for size in sizes], more)
+    [index] = solve_seconds([(_CHAIN // 2 * size,) for size in sizes[1:]], more[1:])  # of few, a call is all of it
     return Compute(
-        call=rounded(call), element=rounded(element), index=rounded(index), status="measured",
-        source=f"{source}; {on_machine()}",
+        call=call, element=element, index=index, status="measured", source=f"{source}; {on_machine()}"
     )  # fmt: skip
 
 
@@ -79,8 +76,3 @@ def _gathers(size: int) -> Callable[[Any], Any]:
 def on_machine() -> str:
     """Where seconds were measured."""
     return f"simulated parties in one process, {os.cpu_count()} cores"
-
-
-def rounded(value: float) -> float:
-    """Seconds to as many digits as mean anything."""
-    return float(f"{value:.{_DIGITS}g}")

@@ -13,7 +13,10 @@ from autorep_fx.errors import ProtocolError
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.bench import Bench, Run
 
-__all__ = ["Sample", "Workload", "line", "random_values", "sample", "solve", "take"]
+__all__ = ["Sample", "Workload", "line", "random_values", "rounded", "sample", "solve", "solve_seconds", "take"]
+
+# Digits of seconds that are worth writing down, and what a clock can tell.
+_DIGITS, _LEAST_SECONDS = 3, 1e-7
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,14 @@ def solve(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[floa
     if used:
         result[used] = found
     return [float(value) for value in result]
+
+
+def solve_seconds(rows: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """The same for seconds, whose noise is a share of them: least squares of relative errors."""
+    scaled = [[term / max(value, _LEAST_SECONDS) for term in row] for row, value in zip(rows, seconds, strict=True)]
+    return [rounded(value) for value in solve(scaled, [1.0] * len(rows))]
+
+
+def rounded(value: float) -> float:
+    """Seconds to as many digits as mean anything."""
+    return float(f"{value:.{_DIGITS}g}")

@@ -11,7 +11,7 @@ from autorep_fx.cli import app
 from autorep_fx.cost.profile import load_profile
 from autorep_fx.errors import ProtocolError
 from autorep_fx.runtime.secure.calibrate import calibrate
-from autorep_fx.runtime.secure.measurements import line, solve
+from autorep_fx.runtime.secure.measurements import line, solve, solve_seconds
 
 pytestmark = pytest.mark.engine
 CONSTANTS = ("bytes", "left", "right", "result", "call", "messages", "messages_total")
@@ -72,3 +72,8 @@ def test_a_line_tells_calls_from_elements_and_refuses_a_curve() -> None:
 def test_no_cost_is_negative() -> None:
     """What would be is 0, and the rest is fitted without it."""
     assert solve([(1, 1), (1, 2), (1, 3)], [1.0, 3.0, 5.0]) == pytest.approx([0.0, 22 / 14])
+
+
+def test_seconds_are_fitted_by_relative_errors() -> None:
+    """Half of 2 s weighs as much as half of 1 s: c of the least (c/1 − 1)² + (c/2 − 1)²."""
+    assert solve_seconds([(1,), (1,)], [1.0, 2.0]) == [1.2]
