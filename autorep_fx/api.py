@@ -133,11 +133,14 @@ def sweep(
         raise ConfigError(
             "A sweep takes several budgets.", received=repr(budgets), fix='Pass a list, such as ["10%", "2.6%", "0%"].'
         )
+    unknown = sorted(set(arguments) - set(_DEFAULTS))
+    if unknown:
+        raise TypeError(f"sweep() has no argument {', '.join(unknown)}; it takes those of transform()")
     wanted = [Budget.parse(budget) for budget in budgets]
-    if not wanted or not max_metric_drop >= 0:
+    if not wanted or not isinstance(max_metric_drop, (int, float)) or not max_metric_drop >= 0:
         raise ConfigError(
             "A sweep needs budgets, and a drop that is no less than 0.",
-            received=f"{len(wanted)} budgets, max_metric_drop {max_metric_drop}",
+            received=f"{len(wanted)} budgets, max_metric_drop {max_metric_drop!r}",
             fix='Pass for example ["10%", "2.6%", "0%"] and 0.01.',
         )
     resume = bool(arguments.get("resume", False))

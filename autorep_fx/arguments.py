@@ -123,10 +123,21 @@ def settled(
     return parse_config(rest), seed if own_seed is None else own_seed, device or own_device
 
 
-def check_free(target: Path, resume: bool) -> None:
-    """Refuse to write over another run's checkpoint without being told to."""
-    if not resume and (target / "checkpoint").exists():
+def check_free(target: Path, resume: bool, *more: str) -> None:
+    """Refuse to write over another run's checkpoints without being told to.
+
+    Args:
+        target: Folder of the results.
+        resume: Whether that run is to be taken up.
+        *more: Folders in it to look at, beside those of a transformation and of a sweep.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    found = [path for name in ("checkpoint", "budget-*/checkpoint", *more) for path in target.glob(name)]
+    if found and not resume:
         raise ConfigError(
             f"The folder {target} holds the checkpoint of an earlier run.",
+            received=", ".join(str(path.relative_to(target)) for path in sorted(found)),
             fix="Pass resume=True (--resume) to go on with it, delete the checkpoint, or use another out_dir.",
         )

@@ -218,6 +218,9 @@ def _with_metrics(request: Request, compiled: Compiled, before: float | None) ->
         )
         return replace(compiled, warnings=(*compiled.warnings, unmeasured))
     name = metric_name(request.objective)
+    if not math.isfinite(after):
+        text = f"{name} of the compiled model is {after} on the validation data"
+        return replace(compiled, warnings=(*compiled.warnings, text))
     return replace(compiled, metrics={"original, torch": before, "compiled, torch": after}, metric_name=name)
 
 

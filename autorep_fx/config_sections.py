@@ -164,10 +164,17 @@ class BaseConfig(Section):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of an average of the weights; 0 for none.")
 
 
+def _as_text(value: Any) -> Any:
+    """YAML reads 32 as a number."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class ExecutionConfig(Section):
     """How training runs, which its result should not depend on beyond rounding."""
 
-    precision: Literal["32", "bf16", "16"] = Field("32", description="bf16 and 16 are mixed precision.")
+    precision: Annotated[Literal["32", "bf16", "16"], BeforeValidator(_as_text)] = Field(
+        "32", description="bf16 and 16 are mixed precision."
+    )
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile for model and teacher.")
     fuse: bool | None = Field(None, description="Compile the gates alone; unset: where a compiler is and the run is "

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from autorep_fx.budget import Budget
 from autorep_fx.compilation import Request, compile_model, evaluate_original, metric_name
 from autorep_fx.compiled import Compiled
 from autorep_fx.cost import resolve
-from autorep_fx.errors import ConfigError, OutputError
+from autorep_fx.errors import CheckpointError, ConfigError, OutputError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.passes.graphs import sites_of
 from autorep_fx.report.sweep import sweep_page
 from autorep_fx.sites import Site
 from autorep_fx.stages import capture, select_sites
+from autorep_fx.training.batches import count_batches
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.gated_model import GatedModel
+from autorep_fx.training.trainer import digest_of
 
 __all__ = ["LADDER", "Sweep", "SweepRow", "run_path"]
 
@@ -36,6 +39,8 @@ LADDER = ("50%", "25%", "10%", "5%", "2.6%", "1%", "0.4%", "0%")
 # So many failures in a row end a search: accuracy is not quite monotone in the budget.
 _FAILURES = 2
 _STATE = "gated.safetensors"
+# Written last: what a finished budget depended on, the budget before it among that.
+_FINISHED = "finished.json"
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,12 @@ def _falling(budgets: Sequence[Budget], sites: Sequence[Site]) -> list[Budget]:
             "These budgets cannot be put in order.", received=", ".join(str(b) for b in budgets),
             fix="Give all of them in comparisons, or all in the same unit under one protocol (and network).",
         )  # fmt: skip
-    unique = {float(b.value) if b.is_cost else resolve(b, sites).allowed: b for b in budgets}
+    unique: dict[float, Budget] = {}
+    for budget in budgets:
+        size = float(budget.value) if budget.is_cost else resolve(budget, sites).allowed
+        first = unique.setdefault(size, budget)
+        if first.short != budget.short:
+            logger.info("%s and %s are the same number of comparisons", first.short, budget.short)
     return [unique[size] for size in sorted(unique, reverse=True)]
 
 
@@ -172,12 +182,15 @@ class _Path:
         self.failures = 0
         self._state: dict[str, Tensor] | None = None
         self._name: str | None = None
+        data = 0 if request.data is None else count_batches(request.data, "data")
+        self._identity = digest_of(request.original(), request.settings.model_dump_json(), str(request.seed), str(data))
 
     def add(self, budget: Budget) -> None:
         """Compile to the next smaller budget."""
         name = f"budget-{budget.short.replace('%', 'pc').replace(',', '').replace('/', '-')}"
         folder = None if self.target is None else output_directory(self.target / name)
-        finished = self.resume and folder is not None and (folder / "plan.json").exists()
+        self._identity = sha256(f"{self._identity}|{budget}".encode()).hexdigest()
+        finished = self.resume and folder is not None and (folder / _FINISHED).exists()
         compiled = self._load(folder) if finished and folder is not None else self._compile(budget, folder)
         metric = compiled.metrics.get("compiled, torch")
         self._name = compiled.metric_name or self._name
@@ -197,10 +210,24 @@ class _Path:
         if folder is not None and self._state is not None:
             with atomic_path(folder / _STATE) as temporary:
                 save_file(self._state, temporary)
+        if folder is not None:
+            write_text(folder / _FINISHED, json.dumps({"identity": self._identity}) + "\n")
         return compiled
 
     def _load(self, folder: Path) -> Compiled:
-        """A budget that an earlier run has finished."""
+        """A budget that an earlier run has finished.
+
+        Raises:
+            CheckpointError: It is of other settings, data, weights or budgets before it.
+        """
+        found = json.loads((folder / _FINISHED).read_text(encoding="utf-8")).get("identity")
+        if found != self._identity:
+            raise CheckpointError(
+                "What a sweep has finished is of another run.",
+                received=f"{folder} with identity {found}",
+                fix="Resume with the model, settings, seed and larger budgets that it was made with, or use another "
+                "folder.",
+            )
         compiled = load(folder, self.request.captured, example_inputs=self.request.inputs)
         assert isinstance(compiled, Compiled)
         if (folder / _STATE).exists():
@@ -231,7 +258,7 @@ def _copy_winner(sweep: Sweep, target: Path) -> None:
     fresh = target / ".best"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        shutil.copytree(target / sweep.winner.folder, fresh, ignore=shutil.ignore_patterns(_STATE))
+        shutil.copytree(target / sweep.winner.folder, fresh, ignore=shutil.ignore_patterns(_STATE, _FINISHED))
         fresh.rename(target / "best")
     except OSError as error:
         raise OutputError(f"The winner cannot be copied to {target / 'best'}.", received=str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from autorep_fx.api import sweep, transform
+from autorep_fx.arguments import check_free
 from autorep_fx.budget import Budget
 from autorep_fx.compiled import Compiled
 from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_pipeline, to_yaml
 from autorep_fx.cost import Allowance
-from autorep_fx.errors import ConfigError, DataError, InvariantError, NonFiniteError
+from autorep_fx.errors import CheckpointError, ConfigError, DataError, InvariantError, NonFiniteError
 from autorep_fx.files import atomic_path, output_directory, write_text
 from autorep_fx.inspection import Inspection, inspect
 from autorep_fx.loading import Splits, load_data, load_model, load_objective, load_weights
 from autorep_fx.pareto import LADDER, Sweep
 from autorep_fx.passes.catalogue import build_pipeline
 from autorep_fx.stages import calibrate, prepare
-from autorep_fx.training.base import train_base
+from autorep_fx.training.base import base_identity, train_base
 from autorep_fx.training.batches import count_batches, split_batch
 from autorep_fx.training.fabric import is_first_process, resolve_device
 from autorep_fx.training.history import Callback
+from autorep_fx.training.logs import TrainingLog
 from autorep_fx.training.objective import Objective
 
 __all__ = ["DryRun", "dry_run", "load_splits", "run_pipeline", "run_sweep"]
 
 logger = logging.getLogger(__name__)
+# In the metadata of relu.safetensors: what the training depended on.
+_IDENTITY = "autorep_fx.identity"
+_BASE_CHECKPOINT = "relu-checkpoint"
 
 
 def run_pipeline(
@@ -99,6 +106,7 @@ def _prepared(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a pipeline and the arguments of its transformation; the settings are written."""
     target = output_directory(out_dir)
+    check_free(target, resume, _BASE_CHECKPOINT)
     objective = load_objective(settings.objective)
     splits = load_splits(settings, resolve_device(settings.device))
     if is_first_process():
@@ -125,21 +133,43 @@ def _relu_model(
     _check_takes(model, settings, splits)
     if settings.base is None or settings.model.checkpoint is not None:
         return model
-    path = target / "relu.safetensors"
+    path, identity = target / "relu.safetensors", base_identity(model, settings.base, settings.seed)
     if resume and path.exists():
+        _check_recipe(path, identity)
         load_weights(model, path)
     else:
         _check_costs(settings, budgets, model, splits)
         train_base(
             model, settings.base, objective=objective, data=splits.train, val_data=splits.validation,
             execution=settings.execution, checkpoints=settings.checkpoints, device=resolve_device(settings.device),
-            seed=settings.seed, callbacks=callbacks, checkpoint=target / "relu-checkpoint", resume=resume,
+            seed=settings.seed, callbacks=callbacks, checkpoint=target / _BASE_CHECKPOINT, resume=resume,
+            log=TrainingLog(target, "relu-training") if is_first_process() else None,
         )  # fmt: skip
         if is_first_process():
             with atomic_path(path) as temporary:
-                save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
-            shutil.rmtree(target / "relu-checkpoint", ignore_errors=True)
+                state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+                save_file(state, temporary, metadata={_IDENTITY: identity})
+            shutil.rmtree(target / _BASE_CHECKPOINT, ignore_errors=True)
     return model.cpu().eval()
+
+
+def _check_recipe(path: Path, identity: str) -> None:
+    """Refuse to go on from a ReLU model of another recipe.
+
+    Raises:
+        CheckpointError: It is one, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get(_IDENTITY)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read.", received=str(error), fix="Delete it.") from error
+    if found != identity:
+        raise CheckpointError(
+            f"The ReLU model {path} is of another run.",
+            received=f"identity {found}",
+            fix="Resume with the model, base and seed that it was trained with, or use another folder.",
+        )
 
 
 def load_splits(config: PipelineConfig, device: str = "cpu") -> Splits:
@@ -164,7 +194,7 @@ class DryRun:
         config: The settings with all defaults filled in.
         inspection: Sites of the model.
         allowance: The budget, resolved; one in bytes, messages or seconds with the weights as they are.
-        steps: Optimiser steps of all phases.
+        steps: Optimiser steps of all phases, that of the ReLU model among them.
     """
 
     config: PipelineConfig
@@ -193,8 +223,11 @@ def dry_run(config: PipelineConfig | Path | str) -> DryRun:
         for name, section in (("train_gates", settings.training), ("finetune", settings.finetune))
         if settings.has_stage(name)
     )
+    if settings.base is not None and settings.model.checkpoint is None:
+        epochs += settings.base.epochs
+    steps = math.ceil(count_batches(splits.train, "data") / settings.execution.accumulate)
     allowance = _allowance(settings, settings.budget, model, inputs)
-    return DryRun(settings, inspection, allowance, epochs * count_batches(splits.train, "data"))
+    return DryRun(settings, inspection, allowance, epochs * steps)
 
 
 def _check_takes(model: nn.Module, settings: PipelineConfig, splits: Splits) -> None:

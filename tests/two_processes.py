@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import autorep_fx
 from autorep_fx.config import BaseConfig, ExecutionConfig
+from autorep_fx.errors import AutorepError
 from autorep_fx.training.base import train_base
 from autorep_fx.training.objective import Objective
 
@@ -27,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "synchronised": {"execution": {"sync_norms": True}},
     "base": {},
 }
+FAILURES = ("nan", "single")
 
 
 class Net(nn.Module):
@@ -64,8 +66,28 @@ def model(*, norm: bool) -> nn.Module:
         return Net(norm=norm).double()
 
 
+def failure(case: str) -> dict[str, Any]:
+    """What a case ends with, in each process: a loss that is NaN in the second alone, or a batch of one sample."""
+    calls = 0
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        bad = case == "nan" and calls == 3 and os.environ["RANK"] == "1"
+        return nn.functional.cross_entropy(outputs, targets) * (float("nan") if bad else 1.0)
+
+    batches = data() if case == "nan" else [*data(), *data(1)]
+    try:
+        autorep_fx.transform(model(norm=False), "10%", data=batches, loss=loss, config=CONFIG)
+    except AutorepError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {}
+
+
 def run(case: str) -> dict[str, Any]:
     """Digest and weights of a case."""
+    if case in FAILURES:
+        return failure(case)
     if case == "base":
         network = model(norm=True)
         config = BaseConfig(epochs=2, lr=0.01, ema=0.9)

@@ -11,13 +11,19 @@ from torch import nn
 from autorep_fx.config import BaseConfig, CheckpointConfig, ExecutionConfig
 from autorep_fx.training.fabric import make_fabric
 from autorep_fx.training.history import Callback, Progress
+from autorep_fx.training.logs import TrainingLog
 from autorep_fx.training.loop import Loop, Saved
 from autorep_fx.training.objective import Objective
 from autorep_fx.training.phases import BaseTraining
 from autorep_fx.training.stepper import Stepper
 from autorep_fx.training.trainer import digest_of
 
-__all__ = ["train_base"]
+__all__ = ["base_identity", "train_base"]
+
+
+def base_identity(model: nn.Module, config: BaseConfig, seed: int) -> str:
+    """Digest of what the training of a ReLU model depends on: first weights, recipe, seed."""
+    return digest_of(model, config.model_dump_json(), str(seed))
 
 
 def train_base(
@@ -25,6 +31,7 @@ def train_base(
     val_data: Iterable[Any] | None = None, execution: ExecutionConfig | None = None,
     checkpoints: CheckpointConfig | None = None, device: str = "cpu", seed: int = 0,
     callbacks: Sequence[Callback] = (), checkpoint: Path | None = None, resume: bool = False,
+    log: TrainingLog | None = None,
 ) -> list[Progress]:  # fmt: skip
     """Train ``model`` in place, and leave it in eval mode with its best epoch on the validation data.
 
@@ -41,6 +48,7 @@ def train_base(
         callbacks: Called with every logged point.
         checkpoint: Folder of the checkpoints; None to keep none.
         resume: Go on from the last checkpoint, if there is one.
+        log: Where the points are written.
 
     Returns:
         The logged points.
@@ -53,12 +61,12 @@ def train_base(
     execution = execution or ExecutionConfig()
     fabric = make_fabric(device, execution)
     phase = BaseTraining(model, config, objective)
-    saved = Saved(checkpoint, digest_of(model, config.model_dump_json(), str(seed)), checkpoints or CheckpointConfig())
+    saved = Saved(checkpoint, base_identity(model, config, seed), checkpoints or CheckpointConfig())
     loop = Loop(
         fabric, [phase], stepper=Stepper(fabric, execution), objective=objective, data=data, val_data=val_data,
-        seed=seed, saved=saved, callbacks=callbacks,
+        seed=seed, saved=saved, callbacks=callbacks if log is None else (*callbacks, log),
     )  # fmt: skip
-    if resume:
-        loop.resume()
+    if resume and loop.resume() is not None and log is not None:
+        log.restart(loop.record.history)
     loop.run(phase)
     return loop.record.history

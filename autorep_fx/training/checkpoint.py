@@ -6,6 +6,7 @@ at most a folder whose name begins with a dot, which nothing reads.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from autorep_fx.errors import CheckpointError, OutputError
 __all__ = ["Checkpoint", "latest", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError)
 
 
@@ -65,7 +66,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, step: int, keep: in
         for name in ("model", "best", "averaged"):
             save_file(_plain(getattr(checkpoint, name)), fresh / f"{name}.safetensors")
         torch.save(dict(checkpoint.loop), fresh / "loop.pt")
-        header = {"format": _FORMAT, "identity": checkpoint.identity, "progress": checkpoint.progress}
+        header = {
+            "format": _FORMAT, "identity": checkpoint.identity, "progress": checkpoint.progress,
+            "sha256": {path.name: _sha256(path) for path in sorted(fresh.iterdir())},
+        }  # fmt: skip
         (fresh / "progress.json").write_text(json.dumps(header), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)  # of the same step, when a phase ends where it was saved anyway
         os.replace(fresh, target)
@@ -117,9 +121,17 @@ def _read(path: Path, identity: str) -> Checkpoint:
             received=f"{path} with identity {found}",
             fix="Resume with the model, budget, seed and settings that it was made with, or use another out_dir.",
         )
+    changed = [name for name, digest in header["sha256"].items() if _sha256(path / name) != digest]
+    if changed:
+        raise ValueError(f"the content of {', '.join(changed)} has changed")
     model, best, averaged = (load_file(path / f"{name}.safetensors") for name in ("model", "best", "averaged"))
     loop = torch.load(path / "loop.pt", weights_only=True, map_location="cpu")
     return Checkpoint(header["progress"], model, best, averaged, loop, found)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _saved(folder: Path) -> list[Path]:

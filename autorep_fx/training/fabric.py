@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from autorep_fx.config import ExecutionConfig
-from autorep_fx.errors import DeviceError
+from autorep_fx.errors import DataError, DeviceError
 from autorep_fx.passes.inputs import ExampleInputs
 
 __all__ = ["is_first_process", "make_fabric", "resolve_device", "share_of"]
@@ -90,10 +90,18 @@ def share_of(inputs: ExampleInputs, targets: Any, rank: int, world: int) -> tupl
         targets: Its targets.
         rank: Number of this process.
         world: Number of processes, at most the size of the batch.
+
+    Raises:
+        DataError: The batch is smaller.
     """
     if world == 1:
         return inputs, targets, 1.0
     size = inputs.size
+    if size < world:
+        raise DataError(
+            "A batch has fewer samples than there are processes.", received=f"{size} samples, {world} processes",
+            fix="Use larger batches; a DataLoader leaves out a short last one with drop_last=True.",
+        )  # fmt: skip
     own = inputs.map(lambda tensor: tensor[rank::world])
 
     def take(value: Any) -> Any:

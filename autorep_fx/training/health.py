@@ -13,6 +13,7 @@ from autorep_fx.errors import NonFiniteError
 from autorep_fx.gates import GatedActivation
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.training.checkpoint import latest
+from autorep_fx.training.collective import any_of
 from autorep_fx.training.gated_model import GatedModel
 from autorep_fx.training.objective import Objective
 from autorep_fx.training.record import RunRecord
@@ -51,13 +52,15 @@ def check_loss(
     if math.isnan(record.first_loss):
         record.first_loss = values[0]
     bad = next((value for value in values if exploded(value, record.first_loss)), None)
-    if bad is None:
+    if not any_of(bad is not None, loss.device):  # all processes stop together: none waits for another
         return
     good = latest(folder)
     raise NonFiniteError(
-        f"The loss is {bad:.3g} at {when}.",
+        f"The loss is {values[-1] if bad is None else bad:.3g} at {when}"
+        + (", and not finite or far larger in another process." if bad is None else "."),
         received=worst_site(model, objective, inputs),
-        fix="Lower training.lr or polynomials.c2_bound, or set the named site's degree to 1."
+        fix="Start again in another folder with a lower training.lr or polynomials.c2_bound, or the named site's "
+        "degree at 1; where no site is far off, look at the loss function and the targets."
         + (f" The last good checkpoint is {good}." if good else ""),
     )
 
@@ -69,9 +72,7 @@ def exploded(loss: float, first: float) -> bool:
 
 @torch.no_grad()
 def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) -> str:
-    """The first site whose input is not finite or far outside its calibrated range, or else the furthest outside.
-
-    Where all are inside of theirs, it says that the model is not to blame.
+    """The first site whose input is not finite or far outside its calibrated range; where none is, it says so.
 
     Args:
         model: A gated model; any other has no sites.
@@ -94,6 +95,8 @@ def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) ->
             found.append((excess, text))
 
     handles = [gate.register_forward_hook(record) for gate in model.gates.values()]
+    for gate in model.gates.values():
+        gate.mode = "run"  # fits are not to follow what went wrong
     try:
         objective.run(model, inputs)
     finally:
@@ -102,7 +105,6 @@ def worst_site(model: nn.Module, objective: Objective, inputs: ExampleInputs) ->
     if not found:
         return "no site was calibrated"
     first = next((item for item in found if item[0] > _FAR), None)  # in the order of execution
-    furthest = first or max(found, key=lambda item: item[0])
-    if not furthest[0]:
-        return "no site is outside of its calibrated range on this batch: look at the loss function and the targets"
-    return "the site whose range exploded: " + furthest[1]
+    if first is None:
+        return "no site is far outside of its calibrated range; the furthest: " + max(found, key=lambda one: one[0])[1]
+    return "the site whose range exploded: " + first[1]

@@ -19,20 +19,21 @@ _COLUMNS = (*(field.name for field in fields(Progress)), "seconds")
 
 
 class TrainingLog:
-    """A callback that writes every point to ``training.csv`` and ``training.jsonl``.
+    """A callback that writes every point to ``NAME.csv`` and ``NAME.jsonl``.
 
     ``seconds`` is the time since this process began to train; empty for points of an earlier process.
 
     Args:
         folder: Where to write.
+        name: Of the files.
         tensorboard: Also write event files, to ``tensorboard/``.
 
     Raises:
         ConfigError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
-        self._csv, self._lines = folder / "training.csv", folder / "training.jsonl"
+    def __init__(self, folder: Path, name: str = "training", *, tensorboard: bool = False) -> None:
+        self._csv, self._lines = folder / f"{name}.csv", folder / f"{name}.jsonl"
         self._begin = time.monotonic()
         self._writer = _summary_writer(folder / "tensorboard") if tensorboard else None
         self.restart(())

@@ -213,6 +213,9 @@ class Loop:
         if metric is None:
             return None
         metric = float(self.fabric.broadcast(metric))
+        if not math.isfinite(metric):
+            logger.warning("the metric is %s after epoch %d: it is not considered", metric, place.epoch + 1)
+            return None
         if place.phase.selects:
             self.record.consider(metric, candidate)
         return metric
@@ -250,13 +253,13 @@ class Loop:
             lost = " The data cannot be taken up inside an epoch: it goes on from the end of the last one."
         self.fabric.barrier()  # the first process may still be writing
         good = latest(self.saved.folder)
-        raise StoppedError(
-            "Training was asked to stop, and stopped." + lost,
-            received="SIGTERM",
-            fix=f"Go on from {good} with resume=True, or --resume on the command line."
-            if good
-            else "Pass out_dir= to be able to resume.",
-        )
+        if good is not None:
+            fix = f"Go on from {good} with resume=True, or --resume on the command line."
+        elif self.saved.folder is not None:
+            fix = "Nothing was saved before the end of the first epoch: start again."
+        else:
+            fix = "Pass out_dir= to be able to resume."
+        raise StoppedError("Training was asked to stop, and stopped." + lost, received="SIGTERM", fix=fix)
 
     def _save(self, place: _Place) -> None:
         self._saved_at = time.monotonic()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import autorep_fx
 from autorep_fx.budget import Budget
 from autorep_fx.cli import app
-from autorep_fx.errors import BudgetInfeasibleError, ConfigError
+from autorep_fx.errors import BudgetInfeasibleError, CheckpointError, ConfigError
 from nets import TinyNet, batches, trained_norms
 
 FAST: dict[str, Any] = {"training": {"epochs": 1}, "finetune": {"epochs": 1}, "outputs": {"report": False}}
@@ -120,6 +120,38 @@ def test_what_cannot_be_meant_is_refused(model: nn.Module, name: str) -> None:
         autorep_fx.transform(model, data=batches(), config=FAST, **arguments)
 
 
+def test_a_sweep_goes_on_only_with_what_it_began_with(model: nn.Module, tmp_path: Path) -> None:
+    """Other settings, weights, or larger budgets before one are refused; what was half written is made anew."""
+    whole = _sweep(model, budgets=["10%", "0"], out_dir=tmp_path)
+    for changes in ({"config": {**FAST, "training": {"epochs": 2}}}, {"seed": 1}, {"budgets": ["50%", "10%", "0"]}):
+        with pytest.raises(CheckpointError, match="another run"):
+            _sweep(model, **{"budgets": ["10%", "0"], **changes}, out_dir=tmp_path, resume=True)
+    (tmp_path / "budget-10pc" / "finished.json").unlink()
+    again = _sweep(model, budgets=["10%", "0"], out_dir=tmp_path, resume=True)
+    assert [(row.comparisons, row.metric) for row in again.rows] == [(r.comparisons, r.metric) for r in whole.rows]
+
+
+def test_a_sweep_that_was_stopped_is_not_begun_anew_over_its_checkpoint(model: nn.Module, tmp_path: Path) -> None:
+    """As with a transformation: resume or another folder."""
+
+    def stop(point: Any) -> None:
+        if point.phase == "finetune":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _sweep(model, out_dir=tmp_path, callbacks=[stop])
+    with pytest.raises(ConfigError, match=r"earlier run[\s\S]*budget-50pc/checkpoint"):
+        _sweep(model, out_dir=tmp_path)
+
+
+def test_wrong_arguments_of_a_sweep_are_named(model: nn.Module) -> None:
+    """By their own names."""
+    with pytest.raises(TypeError, match="no argument confg"):
+        _sweep(model, confg={})
+    with pytest.raises(ConfigError, match="'1%'"):
+        autorep_fx.transform(model, max_metric_drop="1%", data=batches(), val_data=batches())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("budgets", ["50%", 12, Budget.parse("5%"), {"comparisons": 12}, []])
 def test_a_sweep_takes_several_budgets(model: nn.Module, budgets: Any) -> None:
     """One alone would be read letter by letter, or not at all."""
@@ -130,7 +162,7 @@ def test_a_sweep_takes_several_budgets(model: nn.Module, budgets: Any) -> None:
 def test_budgets_of_one_size_are_compiled_once(model: nn.Module) -> None:
     """Small shares of a small model are the same few comparisons."""
     found = autorep_fx.sweep(model, ["0.01%", "0%", 0], example_inputs=batches()[0][0])
-    assert [row.comparisons for row in found.rows] == [0]
+    assert [(row.budget, row.comparisons) for row in found.rows] == [("0.01%", 0)]
 
 
 def test_the_command_writes_a_page_and_the_winner(tmp_path: Path) -> None:

@@ -288,6 +288,27 @@ def test_what_cannot_be_measured_is_refused_before_training(model: nn.Module, na
     assert not points
 
 
+def test_a_metric_that_becomes_nan_is_passed_over_with_a_warning(
+    model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It chooses no epoch, and is not reported as a figure."""
+    calls = 0
+
+    def metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        nonlocal calls
+        calls += 1
+        return 0.5 if calls <= len(batches()) else float("nan")
+
+    points: list[Any] = []
+    compiled = autorep_fx.transform(
+        model, "10%", data=batches(), val_data=batches(), metric=metric, config=FAST, callbacks=[points.append]
+    )
+    assert "the metric is nan after epoch 1" in caplog.text
+    assert all(point.metric is None for point in points)
+    assert not compiled.metrics
+    assert "metric of the compiled model is nan on the validation data" in compiled.warnings
+
+
 def test_a_model_that_became_another_one_is_a_warning() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), nn.SiLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 8)
     near = autorep_fx.transform(model, "100%", example_inputs=x)

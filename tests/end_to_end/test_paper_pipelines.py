@@ -141,7 +141,8 @@ def test_the_counts_are_the_papers(case: Case, tmp_path: Path) -> None:
     sites = found.inspection.sites
     assert sum(site.comparisons for site in sites) == found.allowance.gateable == case.before
     assert found.allowance.total == found.allowance.allowed == case.budget
-    assert found.steps == 2 * (config.training.epochs + config.finetune.epochs)
+    base = 0 if config.base is None else config.base.epochs
+    assert found.steps == 2 * (base + config.training.epochs + config.finetune.epochs)
     if case.counted is not None:
         outside = [site for site in sites if "SqueezeExcite" not in str(site.owners)]
         assert sum(site.comparisons for site in outside) == case.counted

@@ -48,7 +48,7 @@ def test_no_site_is_blamed_for_a_loss_that_is_wrong_by_itself() -> None:
     """All inputs of sites are where they were: it is the loss or its targets."""
     gated = _gated()
     found = worst_site(gated, Objective(), ExampleInputs.of(batches()[0][0]))
-    assert found.startswith("no site is outside of its calibrated range")
+    assert found.startswith("no site is far outside of its calibrated range; the furthest: ")
 
 
 def test_a_plain_model_has_no_sites() -> None:

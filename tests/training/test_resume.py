@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import autorep_fx
 from autorep_fx.compiled import Compiled
+from autorep_fx.config_io import load_pipeline
 from autorep_fx.errors import CheckpointError, ConfigError, StoppedError
 from autorep_fx.models_zoo.data import Batches, Split, compose, flip, random_shift
 from autorep_fx.training.history import Progress
@@ -176,6 +177,10 @@ def _damage(path: Path, how: str) -> None:
         path.unlink()
     elif how == "cut":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "flipped":
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
     else:
         path.write_bytes(b"\0" * path.stat().st_size)
 
@@ -183,7 +188,7 @@ def _damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("file", "how"),
     [("model.safetensors", "cut"), ("progress.json", "cut"), ("loop.pt", "cut"), ("loop.pt", "zero"),
-     ("averaged.safetensors", "missing"), ("model.safetensors", "zero")],
+     ("averaged.safetensors", "missing"), ("model.safetensors", "zero"), ("model.safetensors", "flipped")],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over(
     tmp_path: Path, file: str, how: str, caplog: pytest.LogCaptureFixture
@@ -213,6 +218,29 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, change: dict[str
         _run(batches(), tmp_path)
     other = {"checkpoints": {"keep": 1}}
     _assert_same(_run(batches(), tmp_path, resume=True, config=other), _run(batches()))
+
+
+def test_a_pipeline_goes_on_only_with_the_relu_model_of_its_recipe(tmp_path: Path) -> None:
+    """A folder with an earlier run's checkpoint is refused before the ReLU model is trained; so is another recipe."""
+
+    def kill(point: Progress) -> None:
+        if point.phase == "train_gates" and point.epoch == 1:  # an epoch is logged before it is saved
+            _kill()
+
+    base, out = {"epochs": 1, "lr": 0.01}, tmp_path / "out"
+    config = load_pipeline(pipeline(tmp_path, base=base, training={"epochs": 2}))
+    with pytest.raises(_KilledError):
+        autorep_fx.run_pipeline(config, out, callbacks=[kill])
+    assert len((out / "relu-training.jsonl").read_text().splitlines()) > 0
+    before = (out / "relu.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="earlier run"):
+        autorep_fx.run_pipeline(config, out)
+    other = load_pipeline(pipeline(tmp_path, base={**base, "lr": 0.02}, training={"epochs": 2}))
+    with pytest.raises(CheckpointError, match=r"The ReLU model .* is of another run"):
+        autorep_fx.run_pipeline(other, out, resume=True)
+    assert (out / "relu.safetensors").read_bytes() == before
+    whole = autorep_fx.run_pipeline(config, tmp_path / "whole")
+    _assert_same(autorep_fx.run_pipeline(config, out, resume=True), whole)
 
 
 # --- real processes

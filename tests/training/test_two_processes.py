@@ -15,19 +15,19 @@ from torch import distributed as dist
 
 from autorep_fx.errors import DeviceError
 from autorep_fx.training.fabric import make_fabric
-from two_processes import CASES, run
+from two_processes import CASES, FAILURES, run
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo"
 )  # fmt: skip
 TESTS = Path(__file__).parents[1]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What both processes found, by case; all cases in one start of torchrun."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return _launch(launcher, CASES, tmp_path_factory.mktemp("two"))
+    return _launch(TORCHRUN, CASES, tmp_path_factory.mktemp("two"))
 
 
 def _launch(launcher: list[str], cases: Iterable[str], folder: Path) -> list[dict[str, Any]]:
@@ -63,6 +63,18 @@ def test_two_processes_compute_what_one_does(found: list[dict[str, Any]], case: 
 
 
 FABRIC = Path(sys.executable).with_name("fabric")
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_all_processes_stop_with_the_reason(case: str, tmp_path: Path) -> None:
+    """A loss that is NaN in one of them, and a batch that is too small for both."""
+    errors = [each[case]["error"] for each in _launch(TORCHRUN, [case], tmp_path)]
+    if case == "nan":
+        assert all(error.startswith("NonFiniteError: The loss is ") for error in errors)
+        assert "in another process" in errors[0]
+        assert "The loss is nan at train_gates" in errors[1]
+    else:
+        assert all("1 samples, 2 processes" in error for error in errors)
 
 
 @pytest.mark.skipif(not FABRIC.exists(), reason="the command fabric is not installed beside this Python")

@@ -139,6 +139,14 @@ def test_yaml_numbers_are_numbers(text: str) -> None:
     assert config.budget == Budget.fraction(0.001)
 
 
+@pytest.mark.parametrize("written", [32, "32"])
+def test_a_precision_may_be_written_as_a_number(written: object) -> None:
+    """As YAML reads it; 64 is none all the same."""
+    assert pipeline(execution={"precision": written}).execution.precision == "32"
+    with pytest.raises(ConfigError, match="precision"):
+        pipeline(execution={"precision": 64})
+
+
 FULL: dict[str, Any] = {
     "model": {"factory": "package.module:make", "args": {"width": 8}, "checkpoint": "weights.safetensors"},
     "data": {"name": "cifar", "args": {"folder": "data"}, "batch_size": 7, "augment": False},
