@@ -62,24 +62,35 @@ def half_width(values: Sequence[float]) -> float:
     return float(student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
 
 
+# Points of accuracy below the ReLU model that the second plot shows.
+_NEAR = 4.0
+
+
 def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, float], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    """All runs, and beside them those near the ReLU model, with methods apart where their points would hide others."""
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     methods = sorted({run.split("@")[0] for run, _ in groups if run != "relu"})
-    for method in methods:
+    for number, method in enumerate(methods):
         points = sorted(
             (members[0]["comparisons"], [100 * row["test"] for row in members])
             for (run, changes), members in groups.items()
             if run.split("@")[0] == method and not changes
         )
-        if points:
-            means, halves = ([of(values) for _, values in points] for of in (statistics.mean, half_width))
-            axes.errorbar([x for x, _ in points], means, halves, marker="o", capsize=3, label=method)
+        means, halves = ([of(values) for _, values in points] for of in (statistics.mean, half_width))
+        for axes, apart in ((whole, 0.0), (near, 0.04 * (number - (len(methods) - 1) / 2))):
+            places = [x * (1 + apart) + 1000 * apart * (x == 0) for x, _ in points]
+            axes.errorbar(places, means, halves, marker="o", capsize=3, label=method)
+    for axes in (whole, near):
+        axes.set_xscale("symlog", linthresh=1000)
+        axes.margins(x=0.08)
+        axes.set_xlabel("comparisons per sample")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.3)
     if base:
-        axes.axhline(100 * statistics.mean(base.values()), color="black", linestyle=":", label="ReLU model")
-    axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xlabel("comparisons per sample")
-    axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend()
+        relu = 100 * statistics.mean(base.values())
+        near.set_ylim(relu - _NEAR, relu + _NEAR / 2)
+        for axes in (whole, near):
+            axes.axhline(relu, color="black", linestyle=":", label="ReLU model")
+    near.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -21,7 +21,7 @@ MATRICES = (
     (16, 16, 16), (64, 16, 16), (16, 64, 16), (16, 16, 64), (1, 400, 120), (196, 72, 16), (128, 128, 128),
     (1024, 576, 64), (256, 1152, 128), (64, 2304, 256), (16, 4608, 512), (1024, 64, 576),
 )  # fmt: skip
-_REPEATS = 5
+_REPEATS = 9
 
 
 def calibrate(
@@ -54,7 +54,7 @@ def calibrate(
 
 def _protocol(settings: Settings, version: str, sizes: Sequence[int], repeats: int, timeout: float) -> ProtocolProfile:
     from autorep_fx.runtime.secure.calibrate_cheetah import measure_cheetah
-    from autorep_fx.runtime.secure.operations import elementwise
+    from autorep_fx.runtime.secure.operations import elementwise, in_step
 
     source = f"spu {version}, ring of {settings.ring_bits} bits"
     if settings.of.warms_up:
@@ -63,7 +63,7 @@ def _protocol(settings: Settings, version: str, sizes: Sequence[int], repeats: i
     operations = {}
     for workload in elementwise(settings):
         for name, kernels in workload.kernels.items():
-            samples = [take(bench, workload, kernels, size, repeats) for size in sizes]
+            samples = [take(bench, in_step(workload), kernels, size, repeats) for size in sizes]
             operations[name] = fit_elements(sizes, samples, source, tolerance=0.0)
     operations["matmul"] = _matmul(bench, source, repeats)
     return ProtocolProfile(
@@ -74,9 +74,9 @@ def _protocol(settings: Settings, version: str, sizes: Sequence[int], repeats: i
 
 def _matmul(bench: Bench, source: str, repeats: int) -> OperationCost:
     """Costs per element of both factors and of the result."""
-    from autorep_fx.runtime.secure.operations import product_of
+    from autorep_fx.runtime.secure.operations import in_step, product_of
 
-    samples = [take(bench, product_of(sizes), ("mmul_aa",), 0, repeats) for sizes in MATRICES]
+    samples = [take(bench, in_step(product_of(sizes)), ("mmul_aa",), 0, repeats) for sizes in MATRICES]
     rows = [(m * k, k * n, m * n, 1) for m, k, n in MATRICES]
     left, right, result, call = (round(v, 6) for v in solve(rows, [sample.bytes for sample in samples]))
     effort = [(1.0, m * n, m * k * n) for m, k, n in MATRICES]

@@ -7,10 +7,11 @@ import numpy as np
 
 from autorep_fx.cost.squares import opens_once
 from autorep_fx.runtime.secure.measurements import Workload
+from autorep_fx.runtime.secure.ops.call import Value
 from autorep_fx.runtime.secure.ops.squares import square
 from autorep_fx.runtime.secure.protocols import Settings
 
-__all__ = ["elementwise", "product_of"]
+__all__ = ["elementwise", "in_step", "product_of"]
 
 
 def elementwise(settings: Settings) -> list[Workload]:
@@ -23,6 +24,21 @@ def elementwise(settings: Settings) -> list[Workload]:
     if opens_once(settings.protocol):
         found.append(Workload(square, lambda n: [(n,)], {"square": ("mmul_aa", "mul_aa")}))
     return found
+
+
+def in_step(workload: Workload) -> Workload:
+    """The same after an operation of one element, at which parties that begin late are waited for.
+
+    That wait, which an operation in the middle of a program does not have, would count as its own.
+    """
+    comparing = "compare" in workload.kernels
+
+    def function(x: Value, *others: Value) -> Value:
+        first = x.reshape(-1)[:1]
+        waited = first * first if comparing else jnp.maximum(first, 0)
+        return workload.function(x + waited.reshape((1,) * x.ndim), *others)
+
+    return Workload(function, workload.shapes, workload.kernels)
 
 
 def product_of(sizes: tuple[int, int, int]) -> Workload:
