@@ -139,6 +139,8 @@ class FittedActivation(nn.Module):
         self.fitted.copy_(self._fit())
         self.set_coefficients(self.fitted)
 
+    # Fits are NumPy's, and a compiler would begin anew with every number in them.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def follow(self) -> None:
         """Move the polynomial as its fit moves with the recorded distribution: what was trained on top stays."""
