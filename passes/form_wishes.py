@@ -87,7 +87,8 @@ class _Backward:
         result = torch.where(kinds == Kind.LINEAR, (own / c1).abs(), result)
         homogeneous = gate.site.kind in HOMOGENEOUS
         if homogeneous:
-            mixed = (kinds == Kind.SQUARE) & (c2 > 0) & kept_by_channel(gate).any(1)
+            usable = (c2 >= 1 / HIGH) & (c2 <= 1 / LOW)
+            mixed = (kinds == Kind.SQUARE) & usable & kept_by_channel(gate).any(1)
             result = torch.where(mixed & own.isnan(), 1 / c2, result)
         kept = own.clone() if homogeneous else torch.ones_like(own)
         result = torch.where(kinds == Kind.KEPT, kept, result)

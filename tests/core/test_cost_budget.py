@@ -157,7 +157,7 @@ def test_what_cannot_be_held_is_refused() -> None:
 
 def test_a_loop_of_ones_own_is_held_to_its_budget() -> None:
     """Where training after the projection makes the lowered graph dearer, lowering says so and what to call."""
-    gated = autorep_fx.prepare(_model(), "40kB@semi2k", example_inputs=_inputs())
+    gated = autorep_fx.prepare(_model(), "46kB@semi2k", example_inputs=_inputs())
     autorep_fx.calibrate(gated, _batches())
     autorep_fx.project(gated)
     for gate in gated.gates.values():
