@@ -103,7 +103,7 @@ def transform(
 ) -> None:
     """Run a pipeline file."""
     from autorep_fx.config_io import load_pipeline
-    from autorep_fx.pipeline import dry_run as check
+    from autorep_fx.dry_run import dry_run as check
     from autorep_fx.pipeline import run_pipeline
     from autorep_fx.progress import TrainingProgress
     from autorep_fx.training.fabric import is_first_process

@@ -102,18 +102,23 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ) from error
 
 
-def load_data(config: DataConfig, seed: int, device: str = "cpu") -> Splits:
+def load_data(config: DataConfig | None, seed: int, device: str = "cpu") -> Splits:
     """Read the data set and batch it.
 
     Args:
-        config: What to read.
+        config: What to read; None, where a pipeline names nothing, is refused.
         seed: Of the split, unless the arguments name one, and of the batches.
         device: Where the batches of a named set are, and the set itself where it is in memory.
 
     Raises:
-        ConfigError: There is no such reader, or it does not take the arguments.
+        ConfigError: There is no such reader, it does not take the arguments, or nothing is named.
         DataError: The data cannot be read.
     """
+    if config is None:
+        raise ConfigError(
+            "The pipeline names no data.",
+            fix="Write data: {name: digits}, or call autorep_fx.transform in Python.",
+        )
     if config.name not in _READERS:
         if ":" not in config.name:
             raise ConfigError(

@@ -25,10 +25,9 @@ from autorep_fx.passes.graphs import sites_of
 from autorep_fx.report.sweep import sweep_page
 from autorep_fx.sites import Site
 from autorep_fx.stages import capture, select_sites
-from autorep_fx.training.batches import count_batches
 from autorep_fx.training.evaluation import evaluate
 from autorep_fx.training.gated_model import GatedModel
-from autorep_fx.training.trainer import digest_of
+from autorep_fx.training.trainer import run_identity
 
 __all__ = ["LADDER", "Sweep", "SweepRow", "run_path"]
 
@@ -182,8 +181,8 @@ class _Path:
         self.failures = 0
         self._state: dict[str, Tensor] | None = None
         self._name: str | None = None
-        data = 0 if request.data is None else count_batches(request.data, "data")
-        self._identity = digest_of(request.original(), request.settings.model_dump_json(), str(request.seed), str(data))
+        assert request.captured is not None
+        self._identity = run_identity(request.captured, request.settings, request.seed, request.data)
 
     def add(self, budget: Budget) -> None:
         """Compile to the next smaller budget."""

@@ -15,6 +15,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 Row = Mapping[str, Any]
+# Points of accuracy below the ReLU model that the second plot shows.
+_NEAR = 4.0
 
 
 def write_report(rows: Sequence[Row], stem: Path, conditions: Mapping[str, Any]) -> None:
@@ -62,10 +64,6 @@ def half_width(values: Sequence[float]) -> float:
     return float(student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
 
 
-# Points of accuracy below the ReLU model that the second plot shows.
-_NEAR = 4.0
-
-
 def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, float], path: Path) -> None:
     """All runs, and beside them those near the ReLU model, with methods apart where their points would hide others."""
     figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
@@ -76,6 +74,8 @@ def _plot(groups: Mapping[tuple[str, str], Sequence[Row]], base: Mapping[int, fl
             for (run, changes), members in groups.items()
             if run.split("@")[0] == method and not changes
         )
+        if not points:
+            continue
         means, halves = ([of(values) for _, values in points] for of in (statistics.mean, half_width))
         for axes, apart in ((whole, 0.0), (near, 0.04 * (number - (len(methods) - 1) / 2))):
             places = [x * (1 + apart) + 1000 * apart * (x == 0) for x, _ in points]

@@ -22,7 +22,7 @@ from autorep_fx.training.phases import Finetuning, GateTraining
 from autorep_fx.training.stepper import Stepper, move
 from autorep_fx.training.teacher import SiteTeacher
 
-__all__ = ["GateTrainer", "digest_of"]
+__all__ = ["GateTrainer", "digest_of", "run_identity"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,7 @@ class GateTrainer:
     ) -> None:  # fmt: skip
         self.model, self.config, self.data = model, config, data
         self.fabric = make_fabric(device, config.execution)
-        parts = (config.model_dump_json(exclude=_APART), model.allowance, seed, count_batches(data, "data"))
-        identity = digest_of(teacher, *map(str, parts))
+        identity = run_identity(teacher, config, seed, data, model.allowance)
         untouched = SiteTeacher(model) if config.training.features else teacher
         watched = move(untouched.eval(), self.fabric, config.execution)
         self.phases = tuple(kind(model, watched, config, objective) for kind in (GateTraining, Finetuning))
@@ -95,6 +94,20 @@ class GateTrainer:
 
 # What a run may be resumed with otherwise than it began.
 _APART = {"checkpoints", "outputs"}
+
+
+def run_identity(model: nn.Module, config: TransformConfig, seed: int, data: Iterable[Any] | None, *more: Any) -> str:
+    """Digest of what a run depends on: a run may only take up what one of the same digest has left.
+
+    Args:
+        model: The untouched model.
+        config: Settings, of which those that the result does not depend on are left out.
+        seed: Seed.
+        data: Training batches, of which the number counts; None for none.
+        *more: What else matters, such as the budget; by its text.
+    """
+    batches = 0 if data is None else count_batches(data, "data")
+    return digest_of(model, *map(str, (config.model_dump_json(exclude=_APART), seed, batches, *more)))
 
 
 def digest_of(model: nn.Module, *parts: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 import autorep_fx
 from autorep_fx.config_io import load_pipeline
-from autorep_fx.pipeline import dry_run
+from autorep_fx.dry_run import dry_run
 
 ROOT = Path(__file__).parents[2]
 

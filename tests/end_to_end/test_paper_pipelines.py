@@ -15,7 +15,7 @@ import torch
 import autorep_fx
 from autorep_fx.config import PipelineConfig
 from autorep_fx.config_io import load_yaml, parse_config
-from autorep_fx.pipeline import dry_run
+from autorep_fx.dry_run import dry_run
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pipelines"
 LAYOUT = "needs pyarrow and pillow: pip install autorep-fx[parquet]"

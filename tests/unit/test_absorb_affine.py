@@ -171,6 +171,22 @@ def test_kept_and_replaced_elements_of_a_channel_share_its_form() -> None:
     assert operations == ["conv2d", "flatten", "unflatten", "mul", "flatten", *unscaled]
 
 
+@pytest.mark.parametrize(("c2", "products"), [(0.1, 1), (1e-3, 2), (-0.1, 2)])
+def test_kept_elements_need_a_product_where_their_scale_is_out_of_bounds(c2: float, products: int) -> None:
+    """The scale is 1/c2: beyond 64 it is not to be had, and no ReLU leaves a negative one."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(_conv(3, 4), nn.ReLU(), _conv(4, 2)), torch.randn(4, 3, 8, 8).double()
+    gated = gated_at_random(spread(model, 0).double(), x, share=0.2)
+    [gate] = gated.gates.values()
+    coefficients = gate.coefficients.detach().clone()
+    coefficients[1, 0], coefficients[2, 0] = 0.0, c2
+    gate.set_coefficients(coefficients)
+    compiled = autorep_fx.lower(gated)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.module(x), gated(x), rtol=0, atol=1e-10)
+    assert [operator_name(node) for node in compiled.module.graph.nodes].count("mul") == products
+
+
 @pytest.mark.parametrize(
     "padded", [_conv(4, 9, padding=1), _conv(4, 2, 3, stride=2, padding=1)], ids=["large", "small"]
 )
