@@ -7,10 +7,13 @@ pixel with all taps, where a protocol is charged less for that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx
 
+from autorep_fx.cost.joint import arranged
 from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
 from autorep_fx.cost.rules import RULES, Call, Primitive, local_work
 from autorep_fx.errors import ConfigError
@@ -20,11 +23,11 @@ __all__ = ["Work", "secure_work"]
 
 @dataclass(frozen=True)
 class Work:
-    """What one node takes.
+    """What one node takes, or several that run as one call.
 
     Attributes:
-        name: Node name, which keeps the module path.
-        operator: ONNX operator.
+        name: Node name, which keeps the module path; of several, the first's.
+        operator: ONNX operator; of several, with their number.
         inputs: Values it reads.
         outputs: Values it makes.
         primitives: In order; None where this table does not know the operator.
@@ -46,7 +49,8 @@ class Work:
 # Additions, and what moves values: no party sends anything.
 _LOCAL = {
     "Add", "Sub", "Neg", "Identity", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Expand",
-    "Concat", "Split", "Slice", "Pad", "Gather", "ScatterElements", "ReduceSum", "Sum", "Cast", "Constant", "Shape",
+    "Concat", "Split", "Slice", "Pad", "Gather", "GatherElements", "ScatterElements", "ReduceSum", "Sum", "Cast",
+    "Constant", "Shape",
 }  # fmt: skip
 _INTEGERS = {onnx.TensorProto.BOOL, onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 
@@ -59,7 +63,7 @@ def secure_work(
     Args:
         model: A model; the values of its large weights are not needed. Free heights and widths are the example's.
         batch: Samples in the query; by default the model's own fixed batch, or 1.
-        protocol: Name of the protocol, which decides the form of convolutions.
+        protocol: Name of the protocol, which decides the form of convolutions and what runs as one call.
         ring_bits: Bits of its ring.
 
     Raises:
@@ -76,15 +80,71 @@ def secure_work(
     graph, shapes = infer_sample_shapes(model)
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    inputs = [info.name for info in graph.input if info.name not in weights]
+    nodes = [
+        _Step(
+            node.op_type, node.input, node.output, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        )
+        for node in graph.node
+    ]
+    calls = [Call(node, shapes, weights, batch, protocol, ring_bits) for node in graph.node]
+    integers = {name for name, kind in types.items() if kind in _INTEGERS}
+    return [
+        _work([calls[place] for place in group])
+        for group in arranged(nodes, inputs, [info.name for info in graph.output], protocol)
+        # shapes and positions are public
+        if graph.node[group[-1]].output and graph.node[group[-1]].output[0] not in integers
+    ]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What :func:`arranged` reads of a node."""
+
+    operator: str
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    attributes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, node: onnx.NodeProto) -> _Step:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        return cls(node.op_type, node.input, node.output, attributes)
+
+
+def _work(calls: Sequence[Call]) -> Work:
+    """One node, or several as one call."""
+    if len(calls) == 1:
+        return _alone(calls[0])
+    first, last = _alone(calls[0]), _alone(calls[-1])
+    summed = last.operator != first.operator  # two convolutions, and the sum of both
+    parts = [first, *map(_alone, calls[1:-1]), *([] if summed else [last])]
+    return Work(
+        first.name, f"{len(parts)} {first.operator}", tuple(name for part in parts for name in part.inputs),
+        last.outputs if summed else tuple(name for part in parts for name in part.outputs),
+        _together([part.primitives or () for part in parts], summed=summed),
+        sum(part.local_calls + 2 for part in parts), sum(part.local_elements for part in parts) * (1 if summed else 2),
+        sum(part.indices for part in parts),
+    )  # fmt: skip
+
+
+def _together(parts: Sequence[tuple[Primitive, ...]], *, summed: bool) -> tuple[Primitive, ...]:
+    """The operations of several nodes as those of one: on all their elements, or on the terms of all for one result."""
+    if summed and len({part[0].result for part in parts}) > 1:
+        return tuple(primitive for part in parts for primitive in part)
     found = []
-    for node in graph.node:
-        if node.output and types.get(node.output[0]) in _INTEGERS:
-            continue  # shapes and positions are public
-        call = Call(node, shapes, weights, batch, protocol, ring_bits)
-        primitives = _primitives(call)
-        local = local_work(call) if primitives is not None else (0, 0, 0)
-        found.append(Work(node.name, node.op_type, tuple(node.input), tuple(node.output), primitives, *local))
-    return found
+    for same in zip(*parts, strict=True):
+        result = same[0].result if summed else sum(one.result for one in same)
+        left, right, inner = (sum(getattr(one, name) for one in same) for name in ("left", "right", "inner"))
+        found.append(replace(same[0], result=result, left=left, right=right, inner=inner))
+    return tuple(found)
+
+
+def _alone(call: Call) -> Work:
+    primitives = _primitives(call)
+    local = local_work(call) if primitives is not None else (0, 0, 0)
+    node = call.node
+    return Work(node.name, node.op_type, tuple(node.input), tuple(node.output), primitives, *local)
 
 
 def _primitives(call: Call) -> tuple[Primitive, ...] | None:

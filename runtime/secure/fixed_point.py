@@ -72,6 +72,9 @@ class _Emulated(JaxProgram):
         self._settings = settings
         self.reach: dict[str, Any] = {}
 
+    def _arranged(self, settings: Settings | None) -> tuple[Node, ...]:
+        return self.public.nodes  # each with a range of its own
+
     def _run(self, node: Node, values: dict[str, Any], given: Mapping[str, Any]) -> Any:
         made = super()._run(node, values, given)
         if isinstance(made, (tuple, np.ndarray)):  # pieces of a value that is on the grid; what is public

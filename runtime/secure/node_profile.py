@@ -10,6 +10,7 @@ from autorep_fx.runtime.secure.calls import calls_of
 from autorep_fx.runtime.secure.prediction import NodeCost
 from autorep_fx.runtime.secure.profile import OpCounter
 from autorep_fx.runtime.secure.profiled import Measured
+from autorep_fx.runtime.secure.public import Node
 
 __all__ = ["PUBLIC_NUMBERS", "Row", "RunProfile", "profile_of"]
 
@@ -100,35 +101,44 @@ class RunProfile:
 
 
 def profile_of(
-    measured: Sequence[Sequence[Measured]], predicted: Sequence[Mapping[str, NodeCost]], sites: Sequence[str]
-) -> RunProfile:
-    """Put what was measured beside what was predicted.
+    measured: Sequence[Sequence[Measured]], predicted: Sequence[Mapping[str, NodeCost]], sites: Sequence[str],
+    nodes: Sequence[Node],
+) -> RunProfile:  # fmt: skip
+    """Put what was measured beside what was predicted; what ran as one call is a row where its first node is.
 
     Args:
         measured: For every query, its operations.
         predicted: For every query, the cost of each node by the first value that it makes.
         sites: Names of sites as the model file lists them.
+        nodes: Of the public program, in its order, which tells the calls of a module apart; they may run in another.
     """
-    queries = len(measured)
-    rows: dict[str, Row] = {}
-    public = Row(PUBLIC_NUMBERS, "", PUBLIC_NUMBERS, 0, 0, 0, (0,) * queries, 0, 0, 0, 0.0)
+    rows = _by_value(measured, predicted, [node.name for node in nodes])
+    calls = calls_of([row.name for row in rows], sites)
+    found = [replace(row, call=call) for row, call in zip(rows, calls, strict=True)]
+    public = [_public(item, number, len(measured)) for number, query in enumerate(measured) for item in query]
+    found += [_sum(public, PUBLIC_NUMBERS)] if any(row.measured_bytes for row in public) else []
+    by_call: dict[str, list[Row]] = {}
+    for row in found:
+        by_call.setdefault(row.call, []).append(row)
+    return RunProfile(tuple(found), tuple(_sum(part, name) for name, part in by_call.items()), tuple(sites))
+
+
+def _by_value(
+    measured: Sequence[Sequence[Measured]], predicted: Sequence[Mapping[str, NodeCost]], order: Sequence[str]
+) -> list[Row]:
+    """A row per node of the file, over all queries, in the ``order`` of the program's nodes."""
+    places = {name: place for place, name in enumerate(order)}
+    rows: dict[str, tuple[int, Row]] = {}
     for number, (query, costs) in enumerate(zip(measured, predicted, strict=True)):
         seen = set()
         for item in query:
             value = item.node.outputs[0]
             value = value if value in costs else value.removesuffix(_NORM_VALUE)
-            row = _row(item, costs.get(value), number, queries, first=value not in seen)
+            row = _row(item, costs.get(value), number, len(measured), first=value not in seen)
             seen.add(value)
-            rows[value] = rows[value] + row if value in rows else row
-            public += _public(item, number, queries)
-    ordered = list(rows.values())
-    calls = calls_of([row.name for row in ordered], sites)
-    nodes = [replace(row, call=call) for row, call in zip(ordered, calls, strict=True)]
-    nodes += [public] if public.measured_bytes else []
-    by_call: dict[str, list[Row]] = {}
-    for row in nodes:
-        by_call.setdefault(row.call, []).append(row)
-    return RunProfile(tuple(nodes), tuple(_sum(part, name) for name, part in by_call.items()), tuple(sites))
+            place, before = rows.get(value, (places[item.node.name], None))
+            rows[value] = place, row if before is None else before + row
+    return [row for _, row in sorted(rows.values(), key=lambda found: found[0])]
 
 
 def _row(item: Measured, cost: NodeCost | None, number: int, queries: int, *, first: bool) -> Row:

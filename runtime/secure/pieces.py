@@ -53,7 +53,7 @@ class PieceCompiler(Compiler):
         for i, (name, shape) in enumerate(zip(public.inputs, shapes, strict=True)):
             state.secret[name] = (input_name(i), _floats(shape))
         names = {name: output_name(i) for i, name in enumerate(public.outputs)}
-        found = [piece for node in public.nodes if (piece := self._piece(node, state, names)) is not None]
+        found = [piece for node in self.program.nodes if (piece := self._piece(node, state, names)) is not None]
         missing = [name for name in names if name not in state.secret or state.secret[name][0] != names[name]]
         if missing:
             raise SecureProgramError(
@@ -89,10 +89,12 @@ class PieceCompiler(Compiler):
         order = list(made)
         variables = [names.get(name, f"value-{name}") for name in order]
         state.secret |= {name: (variable, made[name]) for name, variable in zip(order, variables, strict=True)}
-        executable = self._compile(
-            lambda *values: tuple(compute(*values)[name] for name in order), abstract, inputs, lambda i: variables[i]
-        )
-        return Piece(node, executable)
+
+        def outputs(*values: Any) -> tuple[Any, ...]:
+            results = compute(*values)
+            return tuple(results[name] for name in order)
+
+        return Piece(node, self._compile(outputs, abstract, inputs, lambda i: variables[i]))
 
 
 @dataclass

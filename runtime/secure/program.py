@@ -11,6 +11,7 @@ import numpy as np
 from autorep_fx.errors import SecureProgramError
 from autorep_fx.runtime.feeds import Array, InputSpecs
 from autorep_fx.runtime.secure.engine import require_jax
+from autorep_fx.runtime.secure.joint import joint_nodes
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.public import Node, PublicProgram
 
@@ -45,6 +46,7 @@ class JaxProgram:
 
     Attributes:
         public: The program.
+        nodes: Its operations in the order in which they run; those that run as one call are one.
         parameters: What it takes before the inputs, in order.
 
     Raises:
@@ -65,13 +67,17 @@ class JaxProgram:
                 obstacles=obstacles,
             )
         self.public = program
-        self._operators = {node.name: operator_of(node, settings) for node in program.nodes}
-        self.parameters = tuple(_parameters(program, self._operators))
+        self.nodes = self._arranged(settings)
+        self._operators = {node.name: operator_of(node, settings) for node in self.nodes}
+        self.parameters = tuple(_parameters(program, self.nodes, self._operators))
         self._specs = InputSpecs(
             {name: spec.shape for name, spec in program.inputs.items()},
             {name: np.dtype(np.float32) for name in program.inputs},
             {},
         )
+
+    def _arranged(self, settings: Settings | None) -> tuple[Node, ...]:
+        return joint_nodes(self.public, settings)
 
     def feed(self, *args: Array) -> list[Array]:
         """Inputs in order, as float32.
@@ -106,7 +112,7 @@ class JaxProgram:
         values: dict[str, Any] = {"": None, **self.public.constants}
         values |= {p.weight: given[p.key] for p in self.parameters if not p.layout}
         values |= dict(zip(self.public.inputs, inputs, strict=True))
-        for node in self.public.nodes:
+        for node in self.nodes:
             values |= self.run_node(node, values, given)
         return tuple(values[name] for name in self.public.outputs)
 
@@ -165,23 +171,23 @@ def lay_out(parameters: Sequence[Parameter], weights: Mapping[str, Array], opera
         value: Any = weights[parameter.weight]
         if parameter.layout:
             layouts = operators[parameter.node.name].layouts
-            [function] = [function for name, function in layouts.values() if name == parameter.layout]
+            function = next(function for name, function in layouts.values() if name == parameter.layout)
             value = function(value, parameter.node)
         value = np.asarray(value)
         result.append(np.ascontiguousarray(value, dtype=np.float32 if _is_floating(value) else np.int32))
     return result
 
 
-def _parameters(program: PublicProgram, operators: Mapping[str, Any]) -> list[Parameter]:
+def _parameters(program: PublicProgram, nodes: Sequence[Node], operators: Mapping[str, Any]) -> list[Parameter]:
     """Each weight in each layout that is read, once."""
     found: dict[str, Parameter] = {}
-    for node in program.nodes:
+    for node in nodes:
         for name, layout, key in _weights_of(node, program, operators):
             multiplied = bool(layout) or (node.operator == "MatMul" and len(program.weights[name].shape) == 2)
             found.setdefault(key, Parameter(key, name, layout, node, multiplied))
     for name in program.outputs:
         if name in program.weights:
-            found.setdefault(name, Parameter(name, name, "", program.nodes[0], False))
+            found.setdefault(name, Parameter(name, name, "", nodes[0], False))
     return list(found.values())
 
 

@@ -76,7 +76,9 @@ def run_model(
             result, measured = _simulate(split, queries, settings, timeout, log, profile=profile)
             if profile:
                 sizes = [len(query[0]) for query in queries]
-                result.profile = profile_of(measured, predicted_nodes(path, sizes, settings), stated_sites(path))
+                result.profile = profile_of(
+                    measured, predicted_nodes(path, sizes, settings), stated_sites(path), split.program.nodes
+                )
         else:
             from autorep_fx.runtime.secure.execute import execute
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 
@@ -10,14 +11,32 @@ from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
 from autorep_fx.runtime.secure.ops.windows import Windows, window_obstacles
 from autorep_fx.runtime.secure.public import Node
 
-__all__ = ["OPERATORS"]
+__all__ = ["OPERATORS", "columns_of", "folded", "window_rows"]
 
 
-def _columns(weight: Value, node: Node) -> Value:
+def columns_of(weight: Value, node: Node) -> Value:
     """A kernel ``(O, I/g, *k)`` as columns: ``(I/g·k, O)``, or ``(g, I/g·k, O/g)``."""
     groups = node.attributes.get("group", 1)
     rows = weight.reshape(groups, weight.shape[0] // groups, -1).swapaxes(1, 2)
     return rows[0] if groups == 1 else rows
+
+
+def _unfolded(x: Value, node: Node, kernel: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
+    """The windows of a convolution's input ``(N, C, *S)``: ``(N, C, taps, *counts)``, and the counts."""
+    windows = Windows.of(node, x.shape[2:], kernel)
+    return jnp.stack(list(windows.slices(windows.pad(x, "constant"))), 2), windows.counts
+
+
+def window_rows(x: Value, node: Node, kernel: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
+    """The windows of ``(N, C, *S)`` as rows ``(N·windows, C·taps)``, and how many there are along each axis."""
+    unfolded, counts = _unfolded(x, node, kernel)
+    terms = unfolded.shape[1] * unfolded.shape[2]
+    return unfolded.reshape(len(x), terms, -1).transpose(0, 2, 1).reshape(-1, terms), counts
+
+
+def folded(product: Value, batch: int, counts: tuple[int, ...]) -> Value:
+    """A product of windows and kernels ``(N·windows, O)`` as ``(N, O, *counts)``."""
+    return product.reshape(batch, math.prod(counts), -1).transpose(0, 2, 1).reshape(batch, -1, *counts)
 
 
 def _conv(call: Call) -> Value:
@@ -28,17 +47,15 @@ def _conv(call: Call) -> Value:
     """
     x, columns, groups = call[0], call.laid_out(1), call.attribute("group", 1)
     kernel = call.attribute("kernel_shape") or list(call[1].shape[2:])
-    windows = Windows.of(call.node, x.shape[2:], kernel)
-    batch, channels, counts = x.shape[0], x.shape[1] // groups, windows.counts
-    taps = list(windows.slices(windows.pad(x, "constant")))
-    unfolded = jnp.stack(taps, 2).reshape(batch, groups, channels * len(taps), math.prod(counts))
     if groups == 1:
-        rows = unfolded[:, 0].transpose(0, 2, 1).reshape(-1, channels * len(taps))
-        product = (rows @ columns).reshape(batch, math.prod(counts), -1).transpose(0, 2, 1)
+        rows, counts = window_rows(x, call.node, kernel)
+        result = folded(rows @ columns, len(x), counts)
     else:
-        rows = unfolded.transpose(1, 0, 3, 2).reshape(groups, -1, channels * len(taps))
-        product = jnp.matmul(rows, columns).reshape(groups, batch, math.prod(counts), -1).transpose(1, 0, 3, 2)
-    result = product.reshape(batch, -1, *counts)
+        unfolded, counts = _unfolded(x, call.node, kernel)
+        terms = unfolded.shape[1] * unfolded.shape[2] // groups
+        rows = unfolded.reshape(len(x), groups, terms, -1).transpose(1, 0, 3, 2).reshape(groups, -1, terms)
+        product = jnp.matmul(rows, columns).reshape(groups, len(x), math.prod(counts), -1).transpose(1, 0, 3, 2)
+        result = product.reshape(len(x), -1, *counts)
     bias = call[2]
     return result if bias is None else result + bias.reshape(1, -1, *[1] * len(counts))
 
@@ -54,7 +71,7 @@ def _gemm(call: Call) -> Value:
 
 
 OPERATORS = {
-    "Conv": Operator(_conv, window_obstacles, {1: ("columns", _columns)}),
+    "Conv": Operator(_conv, window_obstacles, {1: ("columns", columns_of)}),
     "Gemm": Operator(_gemm, layouts={1: ("right", _right)}),
     "MatMul": Operator(lambda call: call.xp.matmul(call[0], call[1])),
 }

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.cost.squares import opens_once
+from autorep_fx.runtime.secure.joint import JointNode
 from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping
 from autorep_fx.runtime.secure.ops.call import Operator
+from autorep_fx.runtime.secure.ops.joint import joint_operator
 from autorep_fx.runtime.secure.ops.shifted import SHIFTED_CONV
 from autorep_fx.runtime.secure.ops.squares import OPENED_ONCE
 from autorep_fx.runtime.secure.protocols import Settings
@@ -22,6 +24,8 @@ OPERATORS: Mapping[str, Operator] = {
 
 def operator_of(node: Node, settings: Settings | None) -> Operator:
     """The form of an operation that the protocol is charged least for; None for settings is the usual one."""
+    if isinstance(node, JointNode):
+        return joint_operator(node, opened_once=settings is not None and opens_once(settings.protocol))
     if settings is None:
         return OPERATORS[node.operator]
     if node.operator == "Conv":
