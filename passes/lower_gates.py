@@ -208,7 +208,10 @@ class _Lowering:
         return node
 
     def _with_single_elements(self, x: fx.Node, index: Tensor) -> fx.Node:
-        """Rule 4. The scatter index is expanded over the batch at run time; ``index_put`` would bake the batch.
+        """Rule 4. The index is expanded over the batch at run time; ``index_put`` would bake the batch.
+
+        ``gather`` reads with the index that ``scatter`` needs anyway, and onnxruntime does it twice as fast as
+        ``index_select``, which copies one element at a time (benchmarks/lowering_costs.py).
 
         The others are computed from the flat values too, though in their shape: computed from ``x`` itself they would
         stay in onnxruntime's blocks of channels, and two tensors instead of one would have to leave these.
@@ -218,13 +221,12 @@ class _Lowering:
         shaped = self._emit(aten.unflatten.int, flat, 1, shape)
         dense = self._dense(shaped)
         polynomial = flat if dense is shaped else self._emit(aten.flatten.using_ints, dense, 1)
-        kept_index = self._buffer("kept", index)
-        values = self._emit(aten.index_select.default, flat, 1, kept_index)
+        # -1 for the width, so that all sites share the shape that the graph computes.
+        rows = self._emit(aten.sym_size.int, x, 0)
+        wide = self._emit(aten.expand.default, self._buffer("kept", index), [rows, -1])
+        values = self._emit(aten.gather.default, flat, 1, wide)
         channels = along(torch.arange(shape[self.axis - 1]), self.axis, self.rank)
         entries = channels.expand(shape).reshape(-1)[index]
         active = self._activated(values, entries, entries, "kept", 1, 2)
-        rows = self._emit(aten.sym_size.int, x, 0)
-        # -1 for the width, so that all sites share the shape that the graph computes.
-        wide = self._emit(aten.expand.default, kept_index, [rows, -1])
         written = self._emit(aten.scatter.src, polynomial, 1, wide, active)
         return self._emit(aten.unflatten.int, written, 1, shape)

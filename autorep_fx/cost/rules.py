@@ -207,4 +207,5 @@ def local_work(call: Call) -> tuple[int, int, int]:
         width = row_width(size, lambda width: turns_at_random(written, size, width))
         turns = turns_at_random(written, size, width)
         return 2 * turns + 2, _PASSES * turns * call.result, turns * size // width
-    return 1, call.result, call.result // call.batch if call.node.op_type == "Gather" else 0
+    gathers = call.node.op_type in ("Gather", "GatherElements")
+    return 1, call.result, call.result // call.batch if gathers else 0

@@ -104,6 +104,7 @@ def _simplify(model: ir.Model) -> None:
     fold_constants_ir(model, onnx_shape_inference=True, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     rewriter.rewrite(model, pattern_rewrite_rules=_RULES)
     ir.passes.Sequential(
+        common_passes.IdentityEliminationPass(),  # shape inference does not look behind one
         common_passes.RemoveUnusedNodesPass(),
         common_passes.RemoveUnusedFunctionsPass(),
         common_passes.RemoveUnusedOpsetsPass(),

@@ -50,8 +50,8 @@ CASES = {
     "all replaced, constant": (torch.zeros(4, 3, 3, dtype=torch.bool), 0, "element", ["conv2d", "sym_size", "expand"]),
     "elements": (
         ELEMENTS, 2, "element",
-        ["conv2d", "flatten", "unflatten", *SQUARE, "flatten", "index_select", "add", "relu", "mul", "sym_size",
-         "expand", "scatter", "unflatten"],
+        ["conv2d", "flatten", "unflatten", *SQUARE, "flatten", "sym_size", "expand", "gather", "add", "relu", "mul",
+         "scatter", "unflatten"],
     ),
     "whole channels": (
         torch.tensor([True, True, False, False]).view(4, 1, 1), 2, "channel",

@@ -118,14 +118,15 @@ def _rank(name: str, sample: tuple[int, ...]) -> int:
     return 1 + len(sample) + change.get(name, 0)
 
 
-def test_a_split_in_parts_and_a_write_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gather", "index"), [("Gather", "kept"), ("GatherElements", "index")])
+def test_a_split_in_parts_and_a_write_back(gather: str, index: str, tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Split", ["x"], ["a", "b"], name="split", axis=1, num_outputs=2),
-        helper.make_node("Gather", ["a", "kept"], ["k"], name="gather", axis=1),
-        helper.make_node("Relu", ["k"], ["r"], name="relu"),
         helper.make_node("Shape", ["x"], ["rows"], name="shape", start=0, end=1),
         helper.make_node("Concat", ["rows", "two"], ["wide"], name="wide", axis=0),
         helper.make_node("Expand", ["kept", "wide"], ["index"], name="expand"),
+        helper.make_node(gather, ["a", index], ["k"], name="gather", axis=1),
+        helper.make_node("Relu", ["k"], ["r"], name="relu"),
         helper.make_node("ScatterElements", ["b", "index", "r"], ["y"], name="write", axis=1),
     ]
     shape = {"x": ("float32", ["batch", 8])}, {"y": ("float32", ["batch", 4])}

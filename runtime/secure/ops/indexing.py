@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +30,22 @@ def _gather(call: Call) -> Value:
     return take(call[0], _public(call[1]), call.attribute("axis", 0))
 
 
+def _gather_elements(call: Call) -> Value:
+    axis = call.attribute("axis", 0) % call[0].ndim
+    return take(call[0], _of_every_row(_public(call[1]), call[0].shape, axis), axis)
+
+
+def _of_every_row(indices: Array, shape: Sequence[int], axis: int) -> Array:
+    """The indices along ``axis``, which are the same everywhere else."""
+    row = np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis])
+    if indices.size and (row != row[0]).any():
+        raise ValueError("its indices differ from row to row")
+    if (*indices.shape[:axis], *indices.shape[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]):
+        raise ValueError("its indices cover only some rows")
+    first: Array = row[0]
+    return first
+
+
 def _write_back(call: Call) -> Value:
     """``ScatterElements(p, kept, v)``, of which the engine would make a loop over the elements.
 
@@ -35,14 +53,9 @@ def _write_back(call: Call) -> Value:
     turn. A turn gathers one value per row and lets a public mask choose between it and what is there, which is local.
     """
     base, updates = call[0], call[2]
-    indices, axis = _public(call[1]), call.attribute("axis", 0) % call[0].ndim
+    axis = call.attribute("axis", 0) % call[0].ndim
     before, size, after = base.shape[:axis], base.shape[axis], base.shape[axis + 1 :]
-    row = np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis])
-    if indices.size and (row != row[0]).any():
-        raise ValueError("its indices differ from row to row")
-    if indices.shape[:axis] + indices.shape[axis + 1 :] != before + after:
-        raise ValueError("its indices cover only some rows")
-    kept = row[0] % size
+    kept = _of_every_row(_public(call[1]), base.shape, axis) % size
     if len(np.unique(kept)) != len(kept):
         raise ValueError("it writes one element twice")
     width = row_width(size, lambda width: int(np.bincount(kept // width).max()))
@@ -78,5 +91,6 @@ def _public(value: Value) -> Array:
 
 OPERATORS = {
     "Gather": Operator(_gather),
+    "GatherElements": Operator(_gather_elements),
     "ScatterElements": Operator(_write_back, _write_back_obstacles),
 }
