@@ -51,8 +51,8 @@ def scatter(share: float) -> Form:
     index = torch.randperm(size, generator=torch.Generator().manual_seed(0))[: int(share * size)].sort().values
 
     def form(x: Tensor) -> Tensor:
-        kept = torch.relu(x.flatten(1).index_select(1, index))
         wide = index.expand(x.shape[0], len(index))
+        kept = torch.relu(x.flatten(1).gather(1, wide))
         return (x * x).flatten(1).scatter(1, wide, kept).unflatten(1, (CHANNELS, SIDE, SIDE))
 
     return form

@@ -17,11 +17,11 @@ __all__ = ["NodePrediction", "Prediction", "predict", "predict_session"]
 
 @dataclass(frozen=True)
 class NodePrediction:
-    """What one node costs in a query.
+    """What one node costs in a query, or several that are one call.
 
     Attributes:
         name: Node name.
-        operator: ONNX operator.
+        operator: ONNX operator, with their number where several nodes are one call.
         comparisons: Comparisons that the engine makes.
         bytes: Over all parties; None where the profile or the table of operators does not tell.
         messages: One after another; None likewise.
@@ -50,7 +50,7 @@ class Prediction:
         known_bytes: The same for what is known.
         messages: Of a query, in the order in which the engine works; None if one node's are not known.
         messages_total: Messages of all parties together; None if one node's are not known.
-        rounds: Messages on the longest path, if what is independent ran at once; None likewise.
+        rounds: Messages on the longest path, if calls that are independent ran at once; None likewise.
         setup_bytes: Over all parties, once for a session; opening the weights included.
         setup_messages: Once for a session.
         compute_seconds: Computation of a query, as the profile measured it; None where it did not.
@@ -101,7 +101,9 @@ def predict(
         protocol: Its costs.
         reserves: What earlier queries left to draw from, which is updated; None for the mean of many queries.
     """
-    unknown: Counter[str] = Counter(text for item in work for text in _missing(item, protocol))
+    unknown: Counter[str] = Counter()
+    for item in work:
+        unknown.update(dict.fromkeys(_missing(item, protocol), item.nodes))
     charged = [
         (item, [charge(p, protocol.operations[p.operation], protocol.parties, reserves)
                 for p in item.primitives or () if p.operation in protocol.operations])
@@ -134,10 +136,10 @@ def predict_session(queries: Sequence[Sequence[Work]], name: str, protocol: Prot
 def _node(item: Work, ones: Sequence[Charge], protocol: ProtocolProfile) -> NodePrediction:
     comparisons = sum(p.result for p in item.primitives or () if p.operation == "compare")
     if _missing(item, protocol):
-        return NodePrediction(item.name, item.operator, comparisons, None, None)
+        return NodePrediction(item.name, item.title, comparisons, None, None)
     messages = [one.messages for one in ones]
     counted = None if None in messages else round(sum(m or 0 for m in messages))
-    return NodePrediction(item.name, item.operator, comparisons, round(sum(one.bytes for one in ones)), counted)
+    return NodePrediction(item.name, item.title, comparisons, round(sum(one.bytes for one in ones)), counted)
 
 
 def _missing(item: Work, protocol: ProtocolProfile) -> list[str]:
@@ -173,5 +175,5 @@ def _longest(work: Sequence[Work], nodes: Sequence[NodePrediction]) -> int:
     reached: dict[str, int] = {}
     for item in work:
         before = max((reached.get(name, 0) for name in item.inputs), default=0)
-        reached.update(dict.fromkeys(item.outputs, before + own.get((item.name, item.operator), 0)))
+        reached.update(dict.fromkeys(item.outputs, before + own.get((item.name, item.title), 0)))
     return max(reached.values(), default=0)

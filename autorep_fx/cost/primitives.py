@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 
-from autorep_fx.cost.joint import arranged
+from autorep_fx.cost.joint import Group, arranged
 from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
 from autorep_fx.cost.rules import RULES, Call, Primitive, local_work
 from autorep_fx.errors import ConfigError
@@ -27,13 +27,14 @@ class Work:
 
     Attributes:
         name: Node name, which keeps the module path; of several, the first's.
-        operator: ONNX operator; of several, with their number.
+        operator: ONNX operator.
         inputs: Values it reads.
         outputs: Values it makes.
         primitives: In order; None where this table does not know the operator.
         local_calls: About how many calls beside them, that send nothing.
         local_elements: Elements of the results of these.
         indices: Public indices of gathers among them.
+        nodes: How many run as one call; of two convolutions and their sum, two.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Work:
     local_calls: int = 0
     local_elements: int = 0
     indices: int = 0
+    nodes: int = 1
+
+    @property
+    def title(self) -> str:
+        """The operator, with the number of nodes where there are several."""
+        return self.operator if self.nodes == 1 else f"{self.nodes} {self.operator}"
 
 
 # Additions, and what moves values: no party sends anything.
@@ -81,20 +88,16 @@ def secure_work(
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
     weights = {tensor.name: tensor for tensor in graph.initializer}
     inputs = [info.name for info in graph.input if info.name not in weights]
-    nodes = [
-        _Step(
-            node.op_type, node.input, node.output, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        )
-        for node in graph.node
-    ]
-    calls = [Call(node, shapes, weights, batch, protocol, ring_bits) for node in graph.node]
     integers = {name for name, kind in types.items() if kind in _INTEGERS}
+    calls = [Call(node, shapes, weights, batch, protocol, ring_bits) for node in graph.node]
+    groups = arranged(
+        [_Step.of(node) for node in graph.node], inputs, [info.name for info in graph.output], protocol=protocol,
+        ring_bits=ring_bits, integers=integers,
+    )  # fmt: skip
     return [
-        _work([calls[place] for place in group])
-        for group in arranged(nodes, inputs, [info.name for info in graph.output], protocol)
-        # shapes and positions are public
-        if graph.node[group[-1]].output and graph.node[group[-1]].output[0] not in integers
-    ]
+        _work(group, [calls[place] for place in group.places]) for group in groups
+        if (made := graph.node[group.places[-1]].output) and made[0] not in integers  # shapes and positions are public
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,25 +115,25 @@ class _Step:
         return cls(node.op_type, node.input, node.output, attributes)
 
 
-def _work(calls: Sequence[Call]) -> Work:
+def _work(group: Group, calls: Sequence[Call]) -> Work:
     """One node, or several as one call."""
-    if len(calls) == 1:
-        return _alone(calls[0])
-    first, last = _alone(calls[0]), _alone(calls[-1])
-    summed = last.operator != first.operator  # two convolutions, and the sum of both
-    parts = [first, *map(_alone, calls[1:-1]), *([] if summed else [last])]
+    parts = [_alone(call) for call in (calls[:-1] if group.summed else calls)]
+    if len(parts) == 1:
+        return parts[0]
+    same_sizes = len({tuple(call.shape(call.node.output[0])) for call in calls}) == 1
     return Work(
-        first.name, f"{len(parts)} {first.operator}", tuple(name for part in parts for name in part.inputs),
-        last.outputs if summed else tuple(name for part in parts for name in part.outputs),
-        _together([part.primitives or () for part in parts], summed=summed),
-        sum(part.local_calls + 2 for part in parts), sum(part.local_elements for part in parts) * (1 if summed else 2),
-        sum(part.indices for part in parts),
+        parts[0].name, parts[0].operator, tuple(name for part in parts for name in part.inputs),
+        tuple(calls[-1].node.output) if group.summed else tuple(name for part in parts for name in part.outputs),
+        _together([part.primitives or () for part in parts], summed=group.summed, same_sizes=same_sizes),
+        sum(part.local_calls + 2 for part in parts),
+        sum(part.local_elements for part in parts) * (1 if group.summed else 2),
+        sum(part.indices for part in parts), len(parts),
     )  # fmt: skip
 
 
-def _together(parts: Sequence[tuple[Primitive, ...]], *, summed: bool) -> tuple[Primitive, ...]:
+def _together(parts: Sequence[tuple[Primitive, ...]], *, summed: bool, same_sizes: bool) -> tuple[Primitive, ...]:
     """The operations of several nodes as those of one: on all their elements, or on the terms of all for one result."""
-    if summed and len({part[0].result for part in parts}) > 1:
+    if summed and not same_sizes:
         return tuple(primitive for part in parts for primitive in part)
     found = []
     for same in zip(*parts, strict=True):

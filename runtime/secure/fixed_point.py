@@ -11,9 +11,10 @@ import numpy as np
 
 from autorep_fx.errors import ProtocolError
 from autorep_fx.runtime.feeds import Array
+from autorep_fx.runtime.secure.joint import groups_of
 from autorep_fx.runtime.secure.program import JaxProgram
 from autorep_fx.runtime.secure.protocols import Settings
-from autorep_fx.runtime.secure.public import Node
+from autorep_fx.runtime.secure.public import Node, PublicProgram
 from autorep_fx.runtime.secure.split import Split
 
 __all__ = ["Emulation", "NodeRange", "check_headroom", "choose_settings", "emulate"]
@@ -63,12 +64,17 @@ class Emulation:
 class _Emulated(JaxProgram):
     """The program with every result brought to the grid of ``fraction_bits``, or as it is, and its reach noted."""
 
-    def __init__(self, program: Any, settings: Settings | None) -> None:
+    def __init__(self, program: PublicProgram, settings: Settings | None, protocol: str) -> None:
         from autorep_fx.runtime.secure.ops.table import operator_of
 
         super().__init__(program, settings)
         # Squares are squares here: what an engine opens is none of its numbers, and JAX alone has no form for it.
         self._operators |= {node.name: operator_of(node, None) for node in program.nodes if node.operator == "Mul"}
+        ring_bits = settings.ring_bits if settings else 64
+        sums = [group.places[-1] for group in groups_of(program, protocol, ring_bits) if group.summed]
+        doubled = {program.nodes[place].name for place in sums}
+        doubled |= {node.name for node in program.nodes if node.operator in _PRODUCTS | _MEANS}
+        self.doubled = doubled  # results that have twice the fraction bits before they are truncated
         self._settings = settings
         self.reach: dict[str, Any] = {}
 
@@ -86,8 +92,7 @@ class _Emulated(JaxProgram):
             return made
         if node.operator in _MEANS:
             made = made * self._reciprocal_error(node, values, made)
-        doubled = 2 if node.operator in _PRODUCTS | _MEANS else 1
-        return _on_grid(made, self._settings, doubled)
+        return _on_grid(made, self._settings, 2 if node.name in self.doubled else 1)
 
     def _reciprocal_error(self, node: Node, values: dict[str, Any], made: Any) -> float:
         """What rounding 1/n to the grid makes of a mean over n values."""
@@ -111,7 +116,9 @@ def _on_grid(value: Any, settings: Settings, doubled: int) -> Any:
     return jnp.floor(wrapped * scale) / scale
 
 
-def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *, batch: int = 64) -> Emulation:
+def emulate(
+    split: Split, inputs: Sequence[Array], settings: Settings | None, *, protocol: str = "", batch: int = 64
+) -> Emulation:
     """Run a split model in emulated fixed point, in float64.
 
     Weights and inputs are cut to the grid as the engine encodes them, and so is the result of every operation; a result
@@ -122,6 +129,7 @@ def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *,
         split: The model.
         inputs: Samples, each ``(N, ...)``.
         settings: Ring and fraction bits; None leaves every number as it is, to see how far it reaches.
+        protocol: Name of the protocol, where there are no settings: what it joins is truncated once.
         batch: Samples at a time.
 
     Raises:
@@ -129,7 +137,7 @@ def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *,
         SecureProgramError: The program has operations without a form.
         DataError: The inputs do not fit.
     """
-    program = _Emulated(split.program, settings)
+    program = _Emulated(split.program, settings, settings.protocol if settings else protocol)
     program.feed(*inputs)  # all samples, before any work
     import jax
     from jax.experimental import enable_x64
@@ -153,10 +161,7 @@ def emulate(split: Split, inputs: Sequence[Array], settings: Settings | None, *,
             parts.append(tuple(np.asarray(value) for value in outputs))
             for name, value in reach.items():
                 largest[name] = max(largest.get(name, 0.0), float(value))
-    ranges = tuple(
-        NodeRange(name, operators[name], value, operators[name] in _PRODUCTS | _MEANS)
-        for name, value in largest.items()
-    )
+    ranges = tuple(NodeRange(name, operators[name], value, name in program.doubled) for name, value in largest.items())
     return Emulation(tuple(np.concatenate(values) for values in zip(*parts, strict=True)), ranges)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from autorep_fx.cost.joint import PART_OF_NORM
 from autorep_fx.runtime.secure.calls import calls_of
 from autorep_fx.runtime.secure.prediction import NodeCost
 from autorep_fx.runtime.secure.profile import OpCounter
@@ -18,7 +19,6 @@ __all__ = ["PUBLIC_NUMBERS", "Row", "RunProfile", "profile_of"]
 #: shares its own; in a whole query they are shared once. They are no operation's, and not predicted.
 PUBLIC_NUMBERS = "public numbers"
 _SHARES_PUBLIC = "p2a"  # the engine's kernel that does it
-_NORM_VALUE = ".scaled"  # the first of the two values that a batch norm is split into
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         name: Node name, or the name of the call.
-        operator: ONNX operator; empty for a call.
+        operator: ONNX operator, with their number where several nodes are one call; empty for a call of a module.
         call: The call that the node belongs to; an activation's is a site.
         comparisons: Comparisons that the engine made.
         predicted_bytes: By the cost model, over all parties; None where it does not know.
@@ -104,7 +104,9 @@ def profile_of(
     measured: Sequence[Sequence[Measured]], predicted: Sequence[Mapping[str, NodeCost]], sites: Sequence[str],
     nodes: Sequence[Node],
 ) -> RunProfile:  # fmt: skip
-    """Put what was measured beside what was predicted; what ran as one call is a row where its first node is.
+    """Put what was measured beside what was predicted.
+
+    Nodes that ran as one call are one row, of the first of them and of its site.
 
     Args:
         measured: For every query, its operations.
@@ -133,7 +135,7 @@ def _by_value(
         seen = set()
         for item in query:
             value = item.node.outputs[0]
-            value = value if value in costs else value.removesuffix(_NORM_VALUE)
+            value = value if value in costs else value.removesuffix(PART_OF_NORM)
             row = _row(item, costs.get(value), number, len(measured), first=value not in seen)
             seen.add(value)
             place, before = rows.get(value, (places[item.node.name], None))

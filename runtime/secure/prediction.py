@@ -22,7 +22,7 @@ class NodeCost:
 
     Attributes:
         name: Node name.
-        operator: ONNX operator.
+        operator: ONNX operator, with their number where several nodes are one call.
         bytes: Over all parties; None where the profile does not tell.
         messages: Of the party that sends most; None likewise.
     """
@@ -80,7 +80,7 @@ def predicted_nodes(path: Path | str, batches: Sequence[int], settings: Settings
             one = predict([item], settings.protocol, costs, reserves=reserves)
             opened = one.setup_bytes - costs.setup_bytes if number == 0 else 0
             spent = None if one.bytes is None else one.bytes + opened
-            found[item.outputs[0]] = NodeCost(item.name, item.operator, spent, one.messages)
+            found[item.outputs[0]] = NodeCost(item.name, item.title, spent, one.messages)
         result.append(found)
     return result
 

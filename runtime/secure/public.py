@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +187,8 @@ def _constant(value: Mapping[str, Any]) -> Array:
 
 def _problems(program: PublicProgram) -> list[str]:
     """What does not fit together, as texts."""
-    problems = []
+    names = Counter(node.name for node in program.nodes)
+    problems = [f"{number} operations are called {name!r}" for name, number in names.items() if number > 1]
     known = {"", *program.inputs, *program.constants, *program.weights}
     for node in program.nodes:
         problems += [f"{node.name} reads {name!r}, which nothing makes" for name in node.inputs if name not in known]

@@ -71,7 +71,7 @@ def run_model(
     if mode == "plain":
         result = _plain(split, queries)
     else:
-        check_headroom(emulate(split, inputs, None).ranges, settings)
+        check_headroom(emulate(split, inputs, None, protocol=settings.protocol).ranges, settings)
         if mode == "simulate":
             result, measured = _simulate(split, queries, settings, timeout, log, profile=profile)
             if profile:

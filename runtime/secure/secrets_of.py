@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from autorep_fx.cost.joint import PART_OF_NORM
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.public import Node
 
@@ -48,6 +49,7 @@ def lift_numbers(model: Any) -> Lifted:
     3. Batch norm that is not folded becomes a scale and a shift, computed here in float64.
     4. A clip's infinite bound is no bound.
     5. Weights that nothing reads are dropped.
+    6. Operations have names of their own; ONNX lets several have one, or none.
     """
     return _Lifting(model).run()
 
@@ -57,6 +59,7 @@ class _Lifting:
         self.model = model
         self.result = Lifted()
         self.nodes: list[Node] = []
+        self._names: set[str] = set()
 
     def run(self) -> Lifted:
         from onnx import helper, numpy_helper
@@ -65,7 +68,8 @@ class _Lifting:
             self._store(tensor.name, numpy_helper.to_array(tensor))
         for index, proto in enumerate(self.model.graph.node):
             attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
-            node = Node(proto.name or f"node_{index}", proto.op_type, tuple(proto.input), tuple(proto.output))
+            name = self._unique(proto.name or f"node_{index}")
+            node = Node(name, proto.op_type, tuple(proto.input), tuple(proto.output))
             if proto.domain not in ("", "ai.onnx"):
                 self.result.obstacles.append(f"{node.name}: {proto.domain}.{proto.op_type} is no ONNX operator")
             self._node(node, attributes)
@@ -75,6 +79,13 @@ class _Lifting:
             for name in [name for name in store if name not in read]:
                 del store[name]
         return self.result
+
+    def _unique(self, name: str) -> str:
+        found, number = name, 1
+        while found in self._names:
+            found, number = f"{name}#{number + 1}", number + 1
+        self._names.add(found)
+        return found
 
     def _store(self, name: str, value: Array) -> None:
         if value.dtype.kind in "iub":
@@ -111,7 +122,7 @@ class _Lifting:
         # A scale of exactly 1 is how the export writes a sum per channel, which costs no product.
         if not (scale == 1).all():
             self._per_channel(f"{node.name}.scale", scale, rank)
-            scaled = f"{node.outputs[0]}.scaled"
+            scaled = f"{node.outputs[0]}{PART_OF_NORM}"
             self.nodes.append(Node(f"{node.name}/scale", "Mul", (x, f"{node.name}.scale"), (scaled,)))
             x = scaled
         self._per_channel(f"{node.name}.shift", beta - mean * scale, rank)

@@ -132,7 +132,9 @@ def fitting_settings(split: Split, inputs: Sequence[Array], protocol: str, *, he
         DataError: The inputs do not fit.
         ProtocolError: No ring is large enough.
     """
-    return choose_settings(emulate(split, inputs, None, batch=_BATCH).ranges, protocol, bits=headroom)
+    return choose_settings(
+        emulate(split, inputs, None, protocol=protocol, batch=_BATCH).ranges, protocol, bits=headroom
+    )
 
 
 def _check(clear: Array, labels: Array | None) -> None:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
+from autorep_fx.cost.joint import PART_OF_NORM
+from autorep_fx.cost.onnx_count import load_model
+from autorep_fx.cost.primitives import secure_work
+from autorep_fx.errors import ProtocolError
+from autorep_fx.runtime.secure.fixed_point import check_headroom, emulate
+from autorep_fx.runtime.secure.joint import JointNode, joint_nodes
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.run import run_model
 from autorep_fx.runtime.secure.simulate import SimulatedSession
@@ -89,16 +96,80 @@ def test_the_kernels_are_called_once(block: Path) -> None:
     }  # fmt: skip
 
 
-def test_convolutions_of_different_sizes_are_two_products(tmp_path: Path) -> None:
-    """Sizes of 1 are broadcast by a sum."""
-    weights = {name: np.ones((1, 1, 1, 1), np.float32) for name in "vw"}
+# What is broadcast: images of one pixel, strips, one channel.
+SIZES = {
+    "one pixel": ([1, 1, 3, 3], [1, 1, 1, 1], (1, 1, 1, 1), (1, 1, 1, 1), [1, 3, 3]),
+    "strips": ([1, 1, 4, 4], [1, 1, 4, 4], (1, 1, 1, 4), (1, 1, 4, 1), [1, 4, 4]),
+    "one channel": ([1, 1, 3, 3], [1, 1, 3, 3], (1, 1, 1, 1), (4, 1, 1, 1), [4, 3, 3]),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sums_that_broadcast_are_two_products(name: str, tmp_path: Path) -> None:
+    """Each with its bias; as they are predicted."""
+    x, z, v, w, made = SIZES[name]
+    weights = {"v": np.ones(v), "w": np.ones(w), "b": np.full(v[0], 0.5), "d": np.full(w[0], 0.25)}
     nodes = [
-        helper.make_node("Conv", ["x", "v"], ["a"], name="a", kernel_shape=[1, 1]),
-        helper.make_node("Conv", ["z", "w"], ["b"], name="b", kernel_shape=[1, 1]),
-        helper.make_node("Add", ["a", "b"], ["y"], name="sum"),
+        helper.make_node("Conv", ["x", "v", "b"], ["a"], name="a", kernel_shape=v[2:]),
+        helper.make_node("Conv", ["z", "w", "d"], ["c"], name="b", kernel_shape=w[2:]),
+        helper.make_node("Add", ["a", "c"], ["y"], name="sum"),
     ]
-    inputs = {"x": ("float32", ["batch", 1, 3, 3]), "z": ("float32", ["batch", 1, 1, 1])}
-    path = save(tmp_path / "m.onnx", nodes, inputs, {"y": ("float32", ["batch", 1, 3, 3])}, weights)
-    run = run_model(path, [np.ones((1, 1, 3, 3), np.float32), np.ones((1, 1, 1, 1), np.float32)], Settings("aby3"))
+    inputs = {"x": ("float32", ["batch", *x[1:]]), "z": ("float32", ["batch", *z[1:]])}
+    outputs = {"y": ("float32", ["batch", *made])}
+    path = save(tmp_path / "m.onnx", nodes, inputs, outputs, {k: t.astype(np.float32) for k, t in weights.items()})
+    run = run_model(path, [np.ones(x, np.float32), np.ones(z, np.float32)], Settings("aby3"), timeout=60, profile=True)
     assert run.max_error is not None and run.max_error < 1e-3
     assert run.predicted_bytes == run.to_json()["measured_bytes"]
+    assert run.profile is not None
+    assert run.profile.nodes[0].predicted_messages == run.profile.nodes[0].messages_of_one == 6
+
+
+def test_a_ring_is_too_small_for_a_sum_that_is_not_truncated(tmp_path: Path) -> None:
+    """Each result fits 63 bits with twice 18 of fraction, their sum does not; SEMI2K truncates each by itself."""
+    weights = {name: np.full((1, 1, 1, 1), 2.0**13, np.float32) for name in "vw"}
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], name="a", kernel_shape=[1, 1]),
+        helper.make_node("Conv", ["x", "w"], ["c"], name="b", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["a", "c"], ["y"], name="sum"),
+    ]
+    shape = ("float32", ["batch", 1, 1, 1])
+    path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    split, x = split_model(path), np.full((1, 1, 1, 1), 0.9 * 2.0**14, np.float32)
+    check_headroom(emulate(split, [x], None, protocol="semi2k").ranges, Settings("semi2k"))
+    with pytest.raises(ProtocolError, match=r"Received: sum \(-0\.8 bits"):
+        check_headroom(emulate(split, [x], None, protocol="aby3").ranges, Settings("aby3"))
+
+
+def test_nodes_with_one_name_are_told_apart(tmp_path: Path) -> None:
+    """ONNX allows it, though onnxruntime does not; and nodes without a name."""
+    weights = {name: np.full((1, 1, 1, 1), i + 1, np.float32) for i, name in enumerate("uvw")}
+    nodes = [
+        helper.make_node("Conv", ["x", "u"], ["a"], name="c", kernel_shape=[1, 1]),
+        helper.make_node("Conv", ["x", "v"], ["b"], name="c", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["a", "b"], ["s"]),
+        helper.make_node("Conv", ["s", "w"], ["y"], name="c", kernel_shape=[1, 1]),
+    ]
+    shape = ("float32", ["batch", 1, 2, 2])
+    path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    split = split_model(path)
+    assert [node.name for node in split.program.nodes] == ["c", "c#2", "node_2", "c#3"]
+    [y], _ = SimulatedSession(split, Settings("aby3"), timeout=60).query([np.ones((1, 1, 2, 2), np.float32)])
+    assert np.abs(y - 9).max() < 1e-3
+
+
+@pytest.mark.parametrize("protocol", ["semi2k", "aby3"])
+def test_the_cost_model_joins_what_the_engine_joins(protocol: str, block: Path, tmp_path: Path) -> None:
+    """The same calls in the same order from the file and from its public program, norms between them too."""
+    model = onnx.load(str(block))
+    names = "gamma", "beta", "mean", "variance"
+    model.graph.node[4].CopyFrom(helper.make_node("BatchNormalization", ["s", *names], ["n"], name="norm"))
+    numbers = [np.full(4, value, np.float32) for value in (2, 1, 0, 1)]
+    model.graph.initializer.extend(map(numpy_helper.from_array, numbers, names))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    for path in (block, tmp_path / "m.onnx"):
+        work = secure_work(load_model(path), 1, protocol=protocol)
+        nodes = joint_nodes(split_model(path).program, Settings(protocol))
+        made = {node.outputs[0].removesuffix(PART_OF_NORM): node.outputs for node in nodes}
+        assert [item.outputs[0] for item in work] == list(made)
+        joined = {item.outputs[0]: item.nodes for item in work if item.nodes > 1}
+        assert joined == {node.outputs[0]: len(node.parts) for node in nodes if isinstance(node, JointNode)}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autorep_fx.cost.joint import JOINED, arranged
+from autorep_fx.cost.joint import arranged
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,10 @@ def node(operator: str, inputs: str, output: str, **attributes: Any) -> Node:
     return Node(operator, inputs.split(), [output], attributes)
 
 
-def groups(nodes: Sequence[Node], protocol: str = "aby3", outputs: Sequence[str] = ("y",)) -> list[list[str]]:
+def groups(nodes: Sequence[Node], protocol: str = "aby3", outputs: Sequence[str] = ("y",), **more: Any) -> list[Any]:
     """Outputs of the nodes of each call, in order."""
-    return [[nodes[place].outputs[0] for place in group] for group in arranged(nodes, ["x"], outputs, protocol)]
+    found = arranged(nodes, ["x"], outputs, **{"protocol": protocol, "ring_bits": 64, **more})
+    return [[nodes[place].outputs[0] for place in group.places] for group in found]
 
 
 SITE = [
@@ -69,12 +70,24 @@ def test_public_arithmetic_is_no_call() -> None:
     assert groups(sizes) == [["s"], ["t"], ["u"], ["a"], ["y"]]
 
 
+def test_integers_are_no_call_with_numbers() -> None:
+    masks = [node("Cast", "x", "i"), node("Mul", "i two", "j"), node("Mul", "x w", "p"), node("Add", "p j", "y")]
+    assert groups(masks, integers=["i", "j"]) == [["i"], ["j"], ["p"], ["y"]]
+
+
+def test_outputs_without_a_name_are_nobodys() -> None:
+    """An absent input does not wait for an absent output."""
+    clipped = [Node("Clip", ["x", "", "high"], ["a"]), Node("Dropout", ["a"], ["b", ""]), node("Relu", "b", "y")]
+    assert groups(clipped) == [["a"], ["b"], ["y"]]
+
+
 SUM = [node("Conv", "x v", "a"), node("Conv", "x w bias", "b"), node("Add", "a b", "y")]
 
 
 def test_a_sum_of_convolutions_is_one_product_where_results_are_charged() -> None:
     assert groups(SUM) == [["a", "b", "y"]]
-    assert groups(SUM, "semi2k") == [["a"], ["b"], ["y"]]
+    assert groups(SUM, "semi2k") == groups(SUM, ring_bits=32) == [["a"], ["b"], ["y"]]
+    assert [group.summed for group in arranged(SUM, ["x"], ["y"], protocol="aby3", ring_bits=64)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -113,14 +126,12 @@ def graphs(draw: st.DrawFn) -> list[Node]:
 def test_any_graph_runs_in_an_order_in_which_it_can(nodes: list[Node], protocol: str) -> None:
     """Every node runs once and after what it reads, also of its own call; joined nodes are of one operator."""
     made = {"x", "w"}
-    seen = []
-    for group in arranged(nodes, ["x"], [nodes[-1].outputs[0]], protocol):
-        parts = [nodes[place] for place in group]
-        summed = parts[0].operator == "Conv" and len(parts) > 1
-        inputs = {name for part in (parts[:-1] if summed else parts) for name in part.inputs}
-        assert inputs <= made
-        assert len(parts) == 1 or summed or ({part.operator for part in parts} <= set(JOINED))
-        assert len({part.operator for part in parts}) == (2 if summed else 1)
+    seen: list[int] = []
+    for group in arranged(nodes, ["x"], [nodes[-1].outputs[0]], protocol=protocol, ring_bits=64):
+        parts = [nodes[place] for place in group.places]
+        assert {name for part in (parts[:-1] if group.summed else parts) for name in part.inputs} <= made
+        operators = [part.operator for part in parts]
+        assert len(parts) == 1 or operators == ["Conv", "Conv", "Add"] or set(operators) in ({"Relu"}, {"Mul"})
         made |= {name for part in parts for name in part.outputs}
-        seen += group
+        seen += group.places
     assert sorted(seen) == list(range(len(nodes)))

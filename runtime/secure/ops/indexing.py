@@ -32,13 +32,17 @@ def _gather(call: Call) -> Value:
 
 def _gather_elements(call: Call) -> Value:
     axis = call.attribute("axis", 0) % call[0].ndim
+    if isinstance(call[0], np.ndarray):
+        return np.take_along_axis(call[0], _public(call[1]), axis)
     return take(call[0], _of_every_row(_public(call[1]), call[0].shape, axis), axis)
 
 
 def _of_every_row(indices: Array, shape: Sequence[int], axis: int) -> Array:
     """The indices along ``axis``, which are the same everywhere else."""
+    if not indices.size:
+        return np.zeros(0, indices.dtype)
     row = np.moveaxis(indices, axis, -1).reshape(-1, indices.shape[axis])
-    if indices.size and (row != row[0]).any():
+    if (row != row[0]).any():
         raise ValueError("its indices differ from row to row")
     if (*indices.shape[:axis], *indices.shape[axis + 1 :]) != (*shape[:axis], *shape[axis + 1 :]):
         raise ValueError("its indices cover only some rows")

@@ -10,7 +10,7 @@ import numpy as np
 
 from autorep_fx.runtime.secure.joint import JointNode
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
-from autorep_fx.runtime.secure.ops.linear import columns_of, folded, window_rows
+from autorep_fx.runtime.secure.ops.linear import columns_of, folded, window_rows, with_bias
 from autorep_fx.runtime.secure.ops.squares import square
 
 __all__ = ["joint_operator"]
@@ -51,18 +51,15 @@ def _elementwise(function: Callable[..., Value]) -> Operator:
 def _sum_of_convolutions(call: Call) -> Value:
     """One product: the windows of both beside each other, and their kernels below each other."""
     node: Any = call.node
-    (x, _, bias), (other, _, other_bias) = call.args[:3], call.args[3:]
-    rows, counts = window_rows(x, node.parts[0], call[1].shape[2:])
-    more, other_counts = window_rows(other, node.parts[1], call[4].shape[2:])
+    (x, kernel, bias), (other, other_kernel, other_bias) = call.args[:3], call.args[3:]
     columns, other_columns = call.laid_out(1), call.laid_out(4)
-    if counts == other_counts:
-        product = jnp.concatenate([rows, more], 1) @ jnp.concatenate([columns, other_columns], 0)
-        result = folded(product, len(x), counts)
-    else:  # sizes of 1, that the sum broadcasts
-        result = folded(rows @ columns, len(x), counts) + folded(more @ other_columns, len(x), other_counts)
-    for value in (bias, other_bias):
-        result = result if value is None else result + value.reshape(1, -1, *[1] * len(counts))
-    return result
+    rows, counts = window_rows(x, node.parts[0], kernel.shape[2:])
+    other_rows, other_counts = window_rows(other, node.parts[1], other_kernel.shape[2:])
+    if (len(x), len(kernel), counts) != (len(other), len(other_kernel), other_counts):  # the sum broadcasts
+        one = with_bias(folded(rows @ columns, len(x), counts), bias)
+        return one + with_bias(folded(other_rows @ other_columns, len(other), other_counts), other_bias)
+    product = jnp.concatenate([rows, other_rows], 1) @ jnp.concatenate([columns, other_columns], 0)
+    return with_bias(with_bias(folded(product, len(x), counts), bias), other_bias)
 
 
 _SUM_OF_CONVOLUTIONS = Operator(_sum_of_convolutions, layouts={1: ("columns", columns_of), 4: ("columns", columns_of)})

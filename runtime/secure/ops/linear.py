@@ -11,7 +11,7 @@ from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
 from autorep_fx.runtime.secure.ops.windows import Windows, window_obstacles
 from autorep_fx.runtime.secure.public import Node
 
-__all__ = ["OPERATORS", "columns_of", "folded", "window_rows"]
+__all__ = ["OPERATORS", "columns_of", "folded", "window_rows", "with_bias"]
 
 
 def columns_of(weight: Value, node: Node) -> Value:
@@ -39,6 +39,11 @@ def folded(product: Value, batch: int, counts: tuple[int, ...]) -> Value:
     return product.reshape(batch, math.prod(counts), -1).transpose(0, 2, 1).reshape(batch, -1, *counts)
 
 
+def with_bias(result: Value, bias: Value | None) -> Value:
+    """``(N, O, *S)`` with a number per channel added, if there is one."""
+    return result if bias is None else result + bias.reshape(1, -1, *[1] * (result.ndim - 2))
+
+
 def _conv(call: Call) -> Value:
     """One product of unfolded windows and weights.
 
@@ -56,8 +61,7 @@ def _conv(call: Call) -> Value:
         rows = unfolded.reshape(len(x), groups, terms, -1).transpose(1, 0, 3, 2).reshape(groups, -1, terms)
         product = jnp.matmul(rows, columns).reshape(groups, len(x), math.prod(counts), -1).transpose(1, 0, 3, 2)
         result = product.reshape(len(x), -1, *counts)
-    bias = call[2]
-    return result if bias is None else result + bias.reshape(1, -1, *[1] * len(counts))
+    return with_bias(result, call[2])
 
 
 def _right(weight: Value, node: Node) -> Value:
