@@ -19,7 +19,8 @@ scatter, 30 % kept      12.5     9.54
 two gathers, any share  39–55    35
 ======================  =======  ========
 
-So single elements are always written back by a scatter, whatever their share.
+The scatters were measured when kept elements were read by ``index_select``; ``gather``, which reads them now, takes
+less. So single elements are always written back by a scatter, whatever their share.
 """
 
 from __future__ import annotations
