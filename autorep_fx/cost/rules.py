@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.cost.squares import opens_once
-from autorep_fx.cost.writes import row_width, turns_at_random
+from autorep_fx.cost.writes import Cut, most_at_random, permutes
 from autorep_fx.errors import ModelFileError
 
 __all__ = ["RULES", "Call", "Primitive", "local_work"]
@@ -203,9 +203,15 @@ def local_work(call: Call) -> tuple[int, int, int]:
     if call.node.op_type in ("MaxPool", "AveragePool"):
         return 2 * call.window, 2 * call.window * call.result, 0
     if call.node.op_type == "ScatterElements":
-        size, written = call.result // call.batch, call.elements(call.node.input[2]) // call.batch
-        width = row_width(size, lambda width: turns_at_random(written, size, width))
-        turns = turns_at_random(written, size, width)
-        return 2 * turns + 2, _PASSES * turns * call.result, turns * size // width
+        return _write(call.result // call.batch, call.elements(call.node.input[2]) // call.batch, call.batch)
     gathers = call.node.op_type in ("Gather", "GatherElements")
     return 1, call.result, call.result // call.batch if gathers else 0
+
+
+def _write(size: int, written: int, batch: int) -> tuple[int, int, int]:
+    """One gather of all elements, or a product and a sum for each block of them."""
+    if permutes(size, written):
+        return 2, 2 * size * batch, size
+    cut = Cut.of(size, written)
+    placed = cut.blocks * most_at_random(written, size, cut.blocks)
+    return cut.blocks + 8, (placed * cut.width + _PASSES * size) * batch, written + placed

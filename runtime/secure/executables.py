@@ -6,13 +6,15 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from autorep_fx.errors import ProtocolError, SecureProgramError
+from autorep_fx.runtime.feeds import Array
+from autorep_fx.runtime.secure.constants import constants_as_inputs
 from autorep_fx.runtime.secure.engine import require_spu
 from autorep_fx.runtime.secure.program import JaxProgram
 from autorep_fx.runtime.secure.protocols import Settings
@@ -58,8 +60,9 @@ class Executable:
         program: The engine's own form.
         seconds: Seconds that compiling took.
         comparisons: Secret elements that it compares.
-        digest: SHA-256 of its code.
-        largest_product: Most multiplications of numbers in one product of matrices or convolution.
+        digest: SHA-256 of its code, which names the constants by their content.
+        largest_product: Most multiplications of secret numbers in one product of matrices or convolution.
+        constants: Public values that it reads, by their names at the engine.
     """
 
     program: Any
@@ -67,6 +70,7 @@ class Executable:
     comparisons: int
     digest: str
     largest_product: int
+    constants: Mapping[str, Array]
 
 
 class Compiler:
@@ -172,9 +176,10 @@ def compile_function(
     from spu.utils import frontend
 
     start = time.perf_counter()
-    secret = [libspu.Visibility.VIS_SECRET] * len(abstract)
+    traced, constants = constants_as_inputs(function, abstract)
+    visible = [libspu.Visibility.VIS_SECRET] * len(abstract) + [libspu.Visibility.VIS_PUBLIC] * len(constants)
     compiled, _ = frontend.compile(
-        frontend.Kind.JAX, function, abstract, {}, inputs, secret,
+        frontend.Kind.JAX, traced, [*abstract, *constants.values()], {}, [*inputs, *constants], visible,
         lambda flat: [name_output(i) for i in range(len(flat))],
     )  # fmt: skip
     code = compiled.code if isinstance(compiled.code, bytes) else compiled.code.encode()
@@ -185,8 +190,8 @@ def compile_function(
             fix="This is a defect of the program's operators: report it with the model.",
         )
     seconds = time.perf_counter() - start
-    digest = hashlib.sha256(code).hexdigest()
-    return Executable(compiled, seconds, count_comparisons(text), digest, largest_product(text))
+    digest = hashlib.sha256(code + "".join(constants).encode()).hexdigest()
+    return Executable(compiled, seconds, count_comparisons(text), digest, largest_product(text), constants)
 
 
 def count_comparisons(text: str) -> int:

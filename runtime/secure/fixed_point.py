@@ -68,8 +68,10 @@ class _Emulated(JaxProgram):
         from autorep_fx.runtime.secure.ops.table import operator_of
 
         super().__init__(program, settings)
-        # Squares are squares here: what an engine opens is none of its numbers, and JAX alone has no form for it.
-        self._operators |= {node.name: operator_of(node, None) for node in program.nodes if node.operator == "Mul"}
+        # Squares are squares here, and writes are writes: an engine's forms open what is none of its numbers, for which
+        # JAX alone has no form, and count on a ring.
+        forms = {"Mul", "ScatterElements"}
+        self._operators |= {node.name: operator_of(node, None) for node in program.nodes if node.operator in forms}
         ring_bits = settings.ring_bits if settings else 64
         sums = [group.places[-1] for group in groups_of(program, protocol, ring_bits) if group.summed]
         doubled = {program.nodes[place].name for place in sums}

@@ -99,12 +99,16 @@ class Sharing:
         from spu import api, libspu
 
         self._io = api.Io(settings.of.parties, runtime_config(settings))
-        self._secret = libspu.Visibility.VIS_SECRET
+        self._secret, self._public = libspu.Visibility.VIS_SECRET, libspu.Visibility.VIS_PUBLIC
 
     def make(self, value: Array) -> list[Any]:
         """One share per rank, of fixed-point numbers or of integers."""
         dtype = np.float32 if value.dtype.kind == "f" else np.int32
         return list(self._io.make_shares(np.ascontiguousarray(value, dtype=dtype), self._secret))
+
+    def public(self, value: Array) -> Any:
+        """A value that every party knows, as each of them holds it."""
+        return self._io.make_shares(np.ascontiguousarray(value), self._public)[0]
 
     def open(self, shares: Sequence[Any]) -> Array:
         """The array of the shares of all ranks."""
@@ -118,6 +122,7 @@ class Slice:
         from spu import api
 
         self._runtime = api.Runtime(link, runtime_config(settings))
+        self._sharing, self._constants = Sharing(settings), set[str]()
 
     def set(self, name: str, share: Any) -> None:
         """Store a share."""
@@ -132,7 +137,13 @@ class Slice:
         return list(self._runtime.get_var_meta(name).shape.dims)
 
     def run(self, executable: Executable) -> float:
-        """Run a program together with the other parties; returns the seconds that it took."""
+        """Run a program together with the other parties; returns the seconds that it took.
+
+        Its constants are stored before the first run, by each party for itself.
+        """
+        for name in executable.constants.keys() - self._constants:
+            self.set(name, self._sharing.public(executable.constants[name]))
+            self._constants.add(name)
         start = time.perf_counter()
         self._runtime.run(executable.program)
         return time.perf_counter() - start

@@ -114,8 +114,9 @@ def test_convolutions_are_multiplied_first(
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_compiled_program_has_no_loop(batch: int, model: Path) -> None:
-    program = JaxProgram(split_model(model).program)
-    executable = Compiler(program, Settings("semi2k")).query([(batch, 1, 6, 6)])
+    settings = Settings("semi2k")
+    program = JaxProgram(split_model(model).program, settings)
+    executable = Compiler(program, settings).query([(batch, 1, 6, 6)])
     text = executable.program.code.decode()
     assert "while" not in text and "scatter" not in text
     assert text.count("pphlo.less") >= 2

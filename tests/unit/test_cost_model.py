@@ -19,7 +19,7 @@ from autorep_fx.cost.predict import Prediction, predict
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.cost.profile import load_profile
 from autorep_fx.cost.squares import opens_once
-from autorep_fx.cost.writes import row_width, turns_at_random
+from autorep_fx.cost.writes import Cut, most_at_random, permutes
 from autorep_fx.errors import ConfigError
 from autorep_fx.models_zoo import create
 
@@ -262,16 +262,25 @@ def test_the_table_marks_what_is_not_all_and_cuts_nothing_off(tmp_path: Path) ->
         assert whole in printed
 
 
-@pytest.mark.parametrize(("size", "written"), [(65536, 343), (65536, 1700), (8192, 100), (784, 50)])
-def test_turns_of_a_write_are_those_of_draws(size: int, written: int) -> None:
-    """Within one of what positions drawn at random need, at the width that is chosen."""
-    width = row_width(size, lambda width: turns_at_random(written, size, width))
-    assert size % width == 0
+@pytest.mark.parametrize(("size", "written"), [(65536, 343), (65536, 1700), (8192, 100), (784, 50), (7, 2)])
+def test_a_write_is_cut_into_blocks_that_fill_alike(size: int, written: int) -> None:
+    """Factors of the axis; the fullest block holds about what draws say, and not more than it has room for."""
+    cut = Cut.of(size, written)
+    assert size % (cut.width * cut.blocks) == 0 and not permutes(size, written)
     rng = np.random.default_rng(0)
-    drawn = [np.bincount(rng.choice(size, written, replace=False) // width).max() for _ in range(20)]
-    assert abs(turns_at_random(written, size, width) - np.median(drawn)) <= 1
+    drawn = [
+        np.bincount(rng.choice(size, written, replace=False) // (size // cut.blocks)).max() for _ in range(20)
+    ]  # fmt: skip
+    found = most_at_random(written, size, cut.blocks)
+    assert found <= size // cut.blocks and abs(found / np.median(drawn) - 1) <= 0.25
 
 
-def test_a_dense_write_takes_one_turn() -> None:
-    """A gather of all elements, rather than many masks."""
-    assert row_width(8192, lambda width: turns_at_random(6000, 8192, width)) == 1
+def test_more_written_elements_make_more_blocks() -> None:
+    """The 0/1 matrices stay small."""
+    assert [Cut.of(65536, written).blocks for written in (1, 1000, 3000, 12000)] == [16, 16, 32, 128]
+
+
+def test_a_dense_write_is_one_gather() -> None:
+    """Which takes every element of the axis once."""
+    assert permutes(8192, 6000)
+    assert not permutes(8192, 600)

@@ -15,22 +15,26 @@ __all__ = ["OPERATORS", "columns_of", "folded", "window_rows", "with_bias"]
 
 
 def columns_of(weight: Value, node: Node) -> Value:
-    """A kernel ``(O, I/g, *k)`` as columns: ``(I/g·k, O)``, or ``(g, I/g·k, O/g)``."""
-    groups = node.attributes.get("group", 1)
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1).swapaxes(1, 2)
+    """A kernel ``(O, I/g, *k)`` as columns: ``(k·I, O)``, or ``(g, k·I/g, O/g)``."""
+    groups, made = node.attributes.get("group", 1), weight.shape[0]
+    rows = weight.reshape(groups, made // groups, weight.shape[1], -1).transpose(0, 3, 2, 1)
+    rows = rows.reshape(groups, -1, made // groups)
     return rows[0] if groups == 1 else rows
 
 
 def _unfolded(x: Value, node: Node, kernel: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
-    """The windows of a convolution's input ``(N, C, *S)``: ``(N, C, taps, *counts)``, and the counts."""
+    """The windows of a convolution's input ``(N, C, *S)``: ``(N, taps·C, *counts)``, and the counts.
+
+    One tap's channels stand beside each other, so that each tap is one slice and nothing else.
+    """
     windows = Windows.of(node, x.shape[2:], kernel)
-    return jnp.stack(list(windows.slices(windows.pad(x, "constant"))), 2), windows.counts
+    return jnp.concatenate(list(windows.slices(windows.pad(x, "constant"))), 1), windows.counts
 
 
 def window_rows(x: Value, node: Node, kernel: Sequence[int]) -> tuple[Value, tuple[int, ...]]:
-    """The windows of ``(N, C, *S)`` as rows ``(N·windows, C·taps)``, and how many there are along each axis."""
+    """The windows of ``(N, C, *S)`` as rows ``(N·windows, taps·C)``, and how many there are along each axis."""
     unfolded, counts = _unfolded(x, node, kernel)
-    terms = unfolded.shape[1] * unfolded.shape[2]
+    terms = unfolded.shape[1]
     return unfolded.reshape(len(x), terms, -1).transpose(0, 2, 1).reshape(-1, terms), counts
 
 
@@ -57,8 +61,9 @@ def _conv(call: Call) -> Value:
         result = folded(rows @ columns, len(x), counts)
     else:
         unfolded, counts = _unfolded(x, call.node, kernel)
-        terms = unfolded.shape[1] * unfolded.shape[2] // groups
-        rows = unfolded.reshape(len(x), groups, terms, -1).transpose(1, 0, 3, 2).reshape(groups, -1, terms)
+        taps, of_group = math.prod(kernel), x.shape[1] // groups
+        rows = unfolded.reshape(len(x), taps, groups, of_group, -1).transpose(2, 0, 4, 1, 3)
+        rows = rows.reshape(groups, -1, taps * of_group)
         product = jnp.matmul(rows, columns).reshape(groups, len(x), math.prod(counts), -1).transpose(1, 0, 3, 2)
         result = product.reshape(len(x), -1, *counts)
     return with_bias(result, call[2])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from autorep_fx.cost.convolutions import multiplies_first
 from autorep_fx.cost.squares import opens_once
 from autorep_fx.runtime.secure.joint import JointNode
-from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping
+from autorep_fx.runtime.secure.ops import elementwise, indexing, linear, pooling, shaping, writes
 from autorep_fx.runtime.secure.ops.call import Operator
 from autorep_fx.runtime.secure.ops.joint import joint_operator
 from autorep_fx.runtime.secure.ops.shifted import SHIFTED_CONV
@@ -19,11 +19,12 @@ __all__ = ["OPERATORS", "find_obstacles", "operator_of"]
 
 OPERATORS: Mapping[str, Operator] = {
     **elementwise.OPERATORS, **indexing.OPERATORS, **linear.OPERATORS, **pooling.OPERATORS, **shaping.OPERATORS,
+    **writes.OPERATORS,
 }  # fmt: skip
 
 
 def operator_of(node: Node, settings: Settings | None) -> Operator:
-    """The form of an operation that the protocol is charged least for; None for settings is the usual one."""
+    """The form of an operation that the protocol is charged least for; None for settings is the one in the clear."""
     if isinstance(node, JointNode):
         return joint_operator(node, opened_once=settings is not None and opens_once(settings.protocol))
     if settings is None:
@@ -34,6 +35,8 @@ def operator_of(node: Node, settings: Settings | None) -> Operator:
             return SHIFTED_CONV
     if node.operator == "Mul" and len(set(node.inputs)) == 1 and opens_once(settings.protocol):
         return OPENED_ONCE
+    if node.operator == "ScatterElements":
+        return writes.WRITTEN_BY_SUMS
     return OPERATORS[node.operator]
 
 
