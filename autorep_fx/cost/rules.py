@@ -196,7 +196,7 @@ def local_work(call: Call) -> tuple[int, int, int]:
     if not call.node.output or call.node.output[0] not in call.shapes:
         return 1, 0, 0
     if call.multiplies_first:
-        return 3 * call.window, 3 * call.window * call.result, 0
+        return 2 * call.window + 4, 3 * call.window * call.result, 0
     if call.node.op_type == "Conv":
         unfolded = call.result // call.shape(call.node.input[1])[0] * call.window * call.shape(call.node.input[0])[1]
         return call.window + 4, 2 * unfolded + call.result, 0

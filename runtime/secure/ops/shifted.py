@@ -36,8 +36,8 @@ def _conv(call: Call) -> Value:
     pixels = pixels.reshape(groups, -1, channels // groups)
     product = pixels[0] @ rows if groups == 1 else jnp.matmul(pixels, rows)
     product = product.reshape(groups, batch, -1, taps, made // groups)
-    of_taps = product.transpose(3, 1, 0, 4, 2).reshape(taps, batch, made, *sizes)
-    total = sum(windows.tap(windows.pad(of_taps[i], "constant"), i) for i in range(taps))
+    padded = windows.pad(product.transpose(3, 1, 0, 4, 2).reshape(taps * batch, made, *sizes), "constant")
+    total = sum(windows.tap(padded, i, range(i * batch, (i + 1) * batch)) for i in range(taps))
     result = total * jnp.float32(_UNIT)
     bias = call[2]
     return result if bias is None else result + bias.reshape(1, -1, *[1] * len(sizes))

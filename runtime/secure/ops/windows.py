@@ -74,8 +74,8 @@ class Windows:
         """Per tap, in row-major order, its element of every window: ``(N, C, *counts)``."""
         return (self.tap(padded, index) for index in range(math.prod(self.kernel)))
 
-    def tap(self, padded: Value, index: int) -> Value:
-        """Of every window the element at tap ``index``, in row-major order."""
+    def tap(self, padded: Value, index: int, rows: range | None = None) -> Value:
+        """Of every window the element at tap ``index``, in row-major order; of these rows of the first axis."""
         start = [
             int(tap) * step for tap, step in zip(np.unravel_index(index, self.kernel), self.dilations, strict=True)
         ]
@@ -83,7 +83,10 @@ class Windows:
             first + (count - 1) * stride + 1
             for first, count, stride in zip(start, self.counts, self.strides, strict=True)
         ]
-        return lax.slice(padded, (0, 0, *start), (*padded.shape[:2], *stop), (1, 1, *self.strides))
+        rows = range(padded.shape[0]) if rows is None else rows
+        return lax.slice(
+            padded, (rows.start, 0, *start), (rows.stop, padded.shape[1], *stop), (1, 1, *self.strides)
+        )  # fmt: skip
 
     def inside(self, sizes: Sequence[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
         """How many taps of each window are no padding, ``(1, 1, *counts)``."""
