@@ -213,5 +213,5 @@ def _write(size: int, written: int, batch: int) -> tuple[int, int, int]:
     if permutes(size, written):
         return 2, 2 * size * batch, size
     cut = Cut.of(size, written)
-    placed = cut.blocks * most_at_random(written, size, cut.blocks)
+    placed = cut.blocks * most_at_random(written, cut)
     return cut.blocks + 8, (placed * cut.width + _PASSES * size) * batch, written + placed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ _CHUNK = 16_384
 _SIZES = (256, 1024, _PIECE)
 _MATRICES = (
     (1, 16, 10), (8, 64, 10), (100, 9, 4), (16, 16, 16), (784, 9, 8), (1024, 27, 16), (64, 150, 16), (1, 256, 120),
-    (1, 400, 120), (196, 72, 16),
+    (1, 400, 120), (196, 72, 16), (64, 1152, 128), (16, 1152, 512),
 )  # fmt: skip
 # Ciphertexts that go, and those that come back.
 _SERIAL = 2
@@ -151,13 +152,16 @@ def _matmul(bench: Bench, source: str, repeats: int) -> OperationCost:
         degree=_DEGREE, request=round(request), packed=round(packed), single=round(single),
         coefficient=round(coefficient, 2),
     )  # fmt: skip
-    effort = [(1.0, sent.blocks, sent.responses * sent.depth * sent.packs) for sent in counts]
-    call, block, rotation = solve_seconds(effort, [one.seconds for one in samples])
+    effort = [
+        (1.0, sent.blocks, sent.responses * sent.depth * sent.packs, math.prod(sizes))
+        for sent, sizes in zip(counts, _MATRICES, strict=True)
+    ]
+    call, block, rotation, multiply = solve_seconds(effort, [one.seconds for one in samples])
     return OperationCost(
         messages=None, packing=packing, status="measured",
         source=f"{source}; {len(_MATRICES)} shapes from {_MATRICES[0]} to {_MATRICES[-1]}, packed as in its source",
         seconds=Compute(
-            call=call, ciphertext=block, rotation=rotation, status="measured", source=on_machine(),
+            call=call, ciphertext=block, rotation=rotation, multiply=multiply, status="measured", source=on_machine(),
         ),
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ _FEW = 16
 def constants_as_inputs(
     function: Callable[..., Any], abstract: Sequence[Any]
 ) -> tuple[Callable[..., tuple[Any, ...]], dict[str, Array]]:
-    """Take the constants out of a function.
+    """Take the constants out of a function, but for those of functions in it that are compiled by themselves.
 
     Args:
         function: In JAX.

@@ -60,7 +60,7 @@ class Executable:
         program: The engine's own form.
         seconds: Seconds that compiling took.
         comparisons: Secret elements that it compares.
-        digest: SHA-256 of its code, which names the constants by their content.
+        digest: SHA-256 of its code and of its constants' names, which say their content.
         largest_product: Most multiplications of secret numbers in one product of matrices or convolution.
         constants: Public values that it reads, by their names at the engine.
     """

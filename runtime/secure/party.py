@@ -187,6 +187,7 @@ class Party:
 
     def _execute(self, executable: Executable) -> None:
         self._log.new_text()
+        self._stored = self._slice.store(executable)
         with self._link.guarded():
             self._seconds = self._slice.run(executable)
 
@@ -221,5 +222,5 @@ class Party:
         counters = total(ranks)
         expected = 0 if executable is None else executable.comparisons
         comparisons = comparisons_of(counters, self.settings, expected)
-        compile_seconds = executable.seconds if executable is not None and compiled else 0.0
+        compile_seconds = executable.seconds + self._stored if executable is not None and compiled else 0.0
         return Step(counters, slowest, compile_seconds, comparisons, travelled), ranks

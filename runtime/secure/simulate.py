@@ -91,12 +91,13 @@ class SimulatedSession:
 
     def _run(self, executable: Executable, sent: int) -> Step:
         self._log.new_text()
+        stored = max(self._together(lambda rank: self._slices[rank].store(executable)))
         seconds = max(self._together(lambda rank: self._slices[rank].run(executable)))
         counters = self._log.counters(self.settings.of.parties)
         first = id(executable) not in self._compiled
         self._compiled.add(id(executable))
         comparisons = comparisons_of(counters, self.settings, executable.comparisons)
-        return Step(counters, seconds, executable.seconds if first else 0.0, comparisons, sent)
+        return Step(counters, seconds, executable.seconds + stored if first else 0.0, comparisons, sent)
 
     def _together(self, function: Callable[[int], T]) -> list[T]:
         return together(self.settings.of.parties, function)

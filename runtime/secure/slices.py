@@ -136,14 +136,17 @@ class Slice:
         """Shape of a variable."""
         return list(self._runtime.get_var_meta(name).shape.dims)
 
-    def run(self, executable: Executable) -> float:
-        """Run a program together with the other parties; returns the seconds that it took.
-
-        Its constants are stored before the first run, by each party for itself.
-        """
+    def store(self, executable: Executable) -> float:
+        """Store a program's constants, those that are not there yet; returns the seconds that it took."""
+        start = time.perf_counter()
         for name in executable.constants.keys() - self._constants:
             self.set(name, self._sharing.public(executable.constants[name]))
             self._constants.add(name)
+        return time.perf_counter() - start
+
+    def run(self, executable: Executable) -> float:
+        """Run a program together with the other parties; returns the seconds that it took."""
+        self.store(executable)
         start = time.perf_counter()
         self._runtime.run(executable.program)
         return time.perf_counter() - start

@@ -10,6 +10,7 @@ from onnx import helper
 
 from autorep_fx.runtime.secure.protocols import Settings
 from autorep_fx.runtime.secure.simulate import SimulatedSession
+from autorep_fx.runtime.secure.slices import Slice
 from autorep_fx.runtime.secure.split import split_model
 from onnx_models import save
 
@@ -33,7 +34,8 @@ def _write(path: Path, size: int, kept: np.ndarray, trailing: tuple[int, ...] = 
     [("semi2k", 32, 8), ("semi2k", 64, 18), ("aby3", 64, 18), ("aby3", 128, 30), ("cheetah", 64, 18)],
 )
 @pytest.mark.parametrize(
-    ("size", "written", "trailing"), [(2048, 90, ()), (784, 1, ()), (96, 60, ()), (7, 2, ()), (12, 3, (3, 2))]
+    ("size", "written", "trailing"),
+    [(8192, 600, ()), (2003, 200, ()), (784, 1, ()), (96, 60, ()), (7, 2, ()), (12, 3, (3, 2))],
 )
 def test_values_arrive_and_others_stay(
     protocol: str, ring_bits: int, fraction_bits: int, size: int, written: int, trailing: tuple[int, ...],
@@ -80,3 +82,45 @@ def test_other_places_are_another_program(tmp_path: Path) -> None:
         found.append(session.compiler.query([(1, 4096), (1, 100)]))
     assert found[0].program.code == found[1].program.code
     assert found[0].digest != found[1].digest
+
+
+def test_public_values_and_none_at_all(tmp_path: Path) -> None:
+    """Constants are written, and written into, without a message; an empty index leaves everything as it is."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-8, 8, (1, 96)).astype(np.float32)
+    constant = np.arange(96, dtype=np.int64)[None]
+    for base, values, written in (("x", "c", 50), ("c", "x", 50), ("c", "x", 5), ("x", "c", 0)):
+        index = rng.permutation(96)[:written][None]
+        nodes = [
+            helper.make_node("Cast", ["whole"], ["numbers"], name="cast", to=1),
+            helper.make_node("Slice", ["numbers", "first", "count", "axis"], ["c_few"], name="constants"),
+            helper.make_node("Slice", ["x", "first", "count", "axis"], ["x_few"], name="secrets"),
+            helper.make_node(
+                "ScatterElements",
+                ["numbers" if base == "c" else "x", "index", f"{values}_few"], ["y"], name="write", axis=1,
+            ),
+        ]  # fmt: skip
+        tensors = {
+            "whole": constant, "index": index, "first": np.array([0]), "count": np.array([written]),
+            "axis": np.array([1]),
+        }  # fmt: skip
+        shape = {"x": ("float32", [1, 96])}, {"y": ("float32", [1, 96])}
+        path = save(tmp_path / "m.onnx", nodes, *shape, tensors)
+        [y], step = SimulatedSession(split_model(path), Settings("aby3"), timeout=60).query([x])
+        expected = (constant if base == "c" else x).astype(np.float32).copy()
+        expected[0, index[0]] = (constant if values == "c" else x)[0, :written]
+        assert np.array_equal(y, expected)
+        assert step.counters.bytes == 0
+
+
+def test_constants_are_stored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three parties, one program, three queries."""
+    stored: list[str] = []
+    put = Slice.set
+    monkeypatch.setattr(Slice, "set", lambda self, name, share: (stored.append(name), put(self, name, share))[1])
+    path = _write(tmp_path / "m.onnx", 784, np.arange(0, 784, 13))
+    session = SimulatedSession(split_model(path), Settings("aby3"), timeout=60)
+    for _ in range(3):
+        session.query([np.zeros((1, 784), np.float32), np.ones((1, 61), np.float32)])
+    constants = [name for name in stored if name.startswith("constant-")]
+    assert len(constants) == 3 * len(set(constants)) > 0

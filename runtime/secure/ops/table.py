@@ -36,7 +36,7 @@ def operator_of(node: Node, settings: Settings | None) -> Operator:
     if node.operator == "Mul" and len(set(node.inputs)) == 1 and opens_once(settings.protocol):
         return OPENED_ONCE
     if node.operator == "ScatterElements":
-        return writes.WRITTEN_BY_SUMS
+        return writes.WRITTEN_BY_A_GATHER if settings.ring_bits == 32 else writes.WRITTEN_BY_SUMS
     return OPERATORS[node.operator]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from autorep_fx.cost.writes import Cut, permutes
+from autorep_fx.cost.writes import MOST_OF_A_BLOCK, Cut, permutes
 from autorep_fx.runtime.feeds import Array
 from autorep_fx.runtime.secure.ops.call import Call, Operator, Value
 from autorep_fx.runtime.secure.ops.indexing import public_indices, row_of_indices, take
+from autorep_fx.runtime.secure.ops.zero import zero_like
 from autorep_fx.runtime.secure.public import Node
 
-__all__ = ["OPERATORS", "WRITTEN_BY_SUMS"]
+__all__ = ["OPERATORS", "WRITTEN_BY_A_GATHER", "WRITTEN_BY_SUMS"]
 
 
 @dataclass(frozen=True)
@@ -25,39 +27,53 @@ class _Write:
     base: Value
     values: Value
     kept: Array
+    shape: tuple[int, ...]
+    axis: int
 
     @classmethod
-    def of(cls, call: Call) -> _Write:
-        base, values = call[0], call[2]
+    def of(cls, call: Call, base: Value, values: Value) -> _Write:
         axis = call.attribute("axis", 0) % base.ndim
         size = base.shape[axis]
-        kept = row_of_indices(public_indices(call[1]), base.shape, axis) % size
+        kept = row_of_indices(public_indices(call[1]), base.shape, axis)
+        kept = np.where(kept < 0, kept + size, kept)
+        if kept.min() < 0 or kept.max() >= size:
+            raise ValueError(f"an index is outside of axis {axis}, which has {size} elements")
         if len(np.unique(kept)) != len(kept):
             raise ValueError("it writes one element twice")
-        return cls(_rows(base, axis), _rows(values, axis), kept)
+        rows, written = (jnp.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]) for value in (base, values))
+        return cls(rows, written, kept, base.shape, axis)
 
-
-def _rows(value: Value, axis: int) -> Value:
-    return jnp.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-
-
-def _back(rows: Value, like: Value, axis: int) -> Value:
-    """Rows in the shape that they come from."""
-    shape = [size for at, size in enumerate(like.shape) if at != axis]
-    return jnp.moveaxis(rows.reshape(*shape, -1), -1, axis)
+    def back(self, rows: Value) -> Value:
+        """Rows in the shape that they come from."""
+        others = [size for at, size in enumerate(self.shape) if at != self.axis]
+        return jnp.moveaxis(rows.reshape(*others, -1), -1, self.axis)
 
 
 def _scatter(call: Call) -> Value:
     """In the clear."""
-    write, axis = _Write.of(call), call.attribute("axis", 0) % call[0].ndim
-    return _back(jnp.asarray(write.base).at[:, write.kept].set(write.values), call[0], axis)
+    if not np.size(call[2]):
+        return call[0]
+    write = _Write.of(call, call[0], call[2])
+    return write.back(jnp.asarray(write.base).at[:, write.kept].set(write.values))
 
 
-def _by_sums(call: Call) -> Value:
-    """In the engine, by the cheaper of two ways."""
-    write, axis = _Write.of(call), call.attribute("axis", 0) % call[0].ndim
-    dense = permutes(write.base.shape[1], len(write.kept))
-    return _back(_permuted(write) if dense else _added(write), call[0], axis)
+def _in_ring(call: Call, *, adds: bool) -> Value:
+    """In the engine, by the cheaper of the two ways; by a gather where products with public factors are not there."""
+    base, values = call[0], call[2]
+    if call.xp is np or not np.size(values):
+        return _scatter(call)
+    # A sum with a secret zero makes a secret of what is public, and nothing is sent for it.
+    if isinstance(base, np.ndarray):
+        base = base + zero_like(values)
+    if isinstance(values, np.ndarray):
+        values = values + zero_like(base)
+    write = _Write.of(call, base, values)
+    size, written = write.base.shape[1], len(write.kept)
+    if adds and not permutes(size, written):
+        masks = _masks(write.kept, Cut.of(size, written))
+        if masks.source.shape[1] <= MOST_OF_A_BLOCK:
+            return write.back(_added(write, masks))
+    return write.back(_permuted(write))
 
 
 def _permuted(write: _Write) -> Value:
@@ -68,7 +84,38 @@ def _permuted(write: _Write) -> Value:
     return take(jnp.concatenate([write.base, write.values], 1), places, 1)
 
 
-def _added(write: _Write) -> Value:
+@dataclass(frozen=True)
+class _Masks:
+    """Per block: which element each of its rows of zeros takes, the column that it goes to, and the row.
+
+    Attributes:
+        source: Elements ``(blocks, most)``; a block of fewer takes any in their place, and masks it.
+        columns: 0/1, ``(blocks, most, width)``.
+        rows: 0/1, ``(blocks, rows, most)``.
+    """
+
+    source: Array
+    columns: Array
+    rows: Array
+
+
+def _masks(kept: Array, cut: Cut) -> _Masks:
+    row, column = np.divmod(kept, cut.width)
+    block, order = row % cut.blocks, np.argsort(row % cut.blocks, kind="stable")
+    first = np.searchsorted(block[order], block[order])
+    place = np.empty(len(kept), dtype=np.int64)
+    place[order] = np.arange(len(kept)) - first
+    most = int(place.max()) + 1
+    source = np.zeros((cut.blocks, most), dtype=np.int32)
+    columns = np.zeros((cut.blocks, most, cut.width), dtype=np.int32)
+    rows = np.zeros((cut.blocks, cut.rows, most), dtype=np.int32)
+    source[block, place] = np.arange(len(kept))
+    columns[block, place, column] = 1
+    rows[block, row // cut.blocks, place] = 1
+    return _Masks(source, columns, rows)
+
+
+def _added(write: _Write, masks: _Masks) -> Value:
     """What changes, spread over rows of zeros, and the rows put where they belong.
 
     The factors are 0 and 1, and the numbers' own integers are multiplied: nothing is truncated, nothing is sent, and
@@ -76,34 +123,12 @@ def _added(write: _Write) -> Value:
     """
     count, size = write.base.shape
     change = write.values - take(write.base, write.kept, 1)
-    source, columns, rows = _masks(write.kept, size)
-    blocks, most, width = columns.shape
-    spread = _integers(take(change, source.reshape(-1), 1)).reshape(count, blocks, most, 1) * columns
+    blocks, most, width = masks.columns.shape
+    spread = _integers(take(change, masks.source.reshape(-1), 1)).reshape(count, blocks, most, 1) * masks.columns
     spread = spread.transpose(1, 2, 0, 3).reshape(blocks, most, count * width)
-    placed = lax.dot_general(rows, spread, (((2,), (1,)), ((0,), (0,))))
-    placed = placed.reshape(-1, count, width).transpose(1, 0, 2).reshape(count, size)
+    placed = lax.dot_general(masks.rows, spread, (((2,), (1,)), ((0,), (0,))))
+    placed = placed.reshape(blocks, -1, count, width).transpose(2, 1, 0, 3).reshape(count, -1)[:, :size]
     return write.base + _like(placed, write.base)
-
-
-def _masks(kept: Array, size: int) -> tuple[Array, Array, Array]:
-    """Per block: which element each of its rows of zeros takes, the column that it goes to, and the row.
-
-    Returns:
-        Elements ``(blocks, most)``, and 0/1 masks ``(blocks, most, width)`` and ``(blocks, rows, most)``. A block of
-        fewer elements takes any in their place, and masks it.
-    """
-    cut = Cut.of(size, len(kept))
-    of_block = size // cut.blocks
-    order = np.argsort(kept, kind="stable")
-    block, within = np.divmod(kept[order], of_block)
-    place = np.arange(len(kept)) - np.searchsorted(block, block)
-    source = np.zeros((cut.blocks, int(place.max()) + 1), dtype=np.int32)
-    columns = np.zeros((*source.shape, cut.width), dtype=np.int32)
-    rows = np.zeros((cut.blocks, of_block // cut.width, source.shape[1]), dtype=np.int32)
-    source[block, place] = order
-    columns[block, place, within % cut.width] = 1
-    rows[block, within // cut.width, place] = 1
-    return source, columns, rows
 
 
 def _integers(value: Value) -> Value:
@@ -122,4 +147,6 @@ def _obstacles(node: Node) -> list[str]:
 
 OPERATORS = {"ScatterElements": Operator(_scatter, _obstacles)}
 #: The form for the engine; in the clear it would round.
-WRITTEN_BY_SUMS = Operator(_by_sums, _obstacles)
+WRITTEN_BY_SUMS = Operator(functools.partial(_in_ring, adds=True), _obstacles)
+#: The one for a ring of 32 bits, where the engine crashes in products of more than 96,000 multiplications.
+WRITTEN_BY_A_GATHER = Operator(functools.partial(_in_ring, adds=False), _obstacles)
