@@ -209,9 +209,9 @@ def local_work(call: Call) -> tuple[int, int, int]:
 
 
 def _write(size: int, written: int, batch: int) -> tuple[int, int, int]:
-    """One gather of all elements, or a product and a sum for each block of them."""
+    """One gather of all elements, or a product for each block of them, which is one of many in a single operation."""
     if permutes(size, written):
         return 2, 2 * size * batch, size
     cut = Cut.of(size, written)
     placed = cut.blocks * most_at_random(written, cut)
-    return cut.blocks + 8, (placed * cut.width + _PASSES * size) * batch, written + placed
+    return cut.blocks // 4 + 8, (placed * cut.width + _PASSES * size) * batch, written + placed
