@@ -18,7 +18,7 @@ from autorep_fx.errors import ModelFileError
 
 __all__ = ["RULES", "Call", "Primitive", "local_work"]
 
-# Passes over memory, as of a sum, that the engine makes where a public mask chooses between two values.
+# Passes over memory, as of a sum, that a product with a public 0/1 matrix and the sum with what it makes take.
 _PASSES = 6
 
 

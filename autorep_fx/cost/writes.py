@@ -14,12 +14,13 @@ from dataclasses import dataclass
 __all__ = ["MOST_OF_A_BLOCK", "Cut", "most_at_random", "permutes"]
 
 # Measured with spu 0.9.5 (SEMI2K and ABY3 in one process, 2 cores; 8,192 to 65,536 elements, 200 to 3,091 written):
-# rows of 16 and 16 blocks were the fastest of rows of 16 to 64 and 4 to 64 blocks, or within a tenth of it; beyond
-# 1,000 written, blocks of fewer elements were.
+# rows of 16 and 16 blocks were the fastest of rows of 16 to 64 and 4 to 64 blocks, or nearly; beyond 1,000 written,
+# blocks of fewer elements were. With the next prime in place of 16 a ResNet-18 took as long.
 _WIDTH, _BLOCKS, _OF_A_BLOCK = 16, 16, 96
 # A gather takes 2 to 4 µs an element; both ways gather each written element, the second twice or so.
 _GATHERED_TWICE = 3
-#: Elements of one block from which a product, at 3 ns a multiplication, takes longer than a gather.
+#: Elements of one block up to which a product is formed. Reckoned, not measured: at 3 to 5 ns a multiplication a gather
+#: of the whole axis is cheaper from 700 to 1,000, and the 0/1 matrices have as many numbers as the axis at 16.
 MOST_OF_A_BLOCK = 512
 
 

@@ -70,6 +70,8 @@ class Bench:
         abstract = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values]
         result = next(self._names)
         executable = compile_function(function, abstract, names, lambda i: f"{result}-{i}")
+        for part in self._slices:
+            part.store(executable)
         return [self._once(executable) for _ in range(times)]
 
     def _once(self, executable: Any) -> Run:

@@ -36,13 +36,13 @@ def constants_as_inputs(
 
     closed = jax.make_jaxpr(function)(*abstract)
     values = [_as_jax_has_it(np.asarray(value)) for value in closed.consts]
-    names = [_name(value) if value.size > _FEW else "" for value in values]
-    constants = {name: value for name, value in zip(names, values, strict=True) if name}
+    names = [_name(value) for value in values]
+    named = dict(zip(names, values, strict=True))
+    constants = {name: value for name, value in named.items() if value.size > _FEW}
 
     def traced(*args: Any) -> tuple[Any, ...]:
-        given = dict(zip(constants, args[len(abstract) :], strict=True))
-        filled = [given.get(name, value) for name, value in zip(names, values, strict=True)]
-        return tuple(jax.core.eval_jaxpr(closed.jaxpr, filled, *args[: len(abstract)]))
+        given = named | dict(zip(constants, args[len(abstract) :], strict=True))
+        return tuple(jax.core.eval_jaxpr(closed.jaxpr, [given[name] for name in names], *args[: len(abstract)]))
 
     return traced, constants
 

@@ -145,8 +145,7 @@ class Slice:
         return time.perf_counter() - start
 
     def run(self, executable: Executable) -> float:
-        """Run a program together with the other parties; returns the seconds that it took."""
-        self.store(executable)
+        """Run a program, whose constants are stored, together with the other parties; returns the seconds it took."""
         start = time.perf_counter()
         self._runtime.run(executable.program)
         return time.perf_counter() - start

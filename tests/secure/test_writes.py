@@ -85,11 +85,16 @@ def test_other_places_are_another_program(tmp_path: Path) -> None:
 
 
 def test_public_values_and_none_at_all(tmp_path: Path) -> None:
-    """Constants are written, and written into, without a message; an empty index leaves everything as it is."""
+    """Constants are written, and written into, without a message; an empty index leaves everything as it is.
+
+    What is public stays so: a write of constants into constants is computed before the program is built.
+    """
     rng = np.random.default_rng(0)
     x = rng.integers(-8, 8, (1, 96)).astype(np.float32)
     constant = np.arange(96, dtype=np.int64)[None]
-    for base, values, written in (("x", "c", 50), ("c", "x", 50), ("c", "x", 5), ("x", "c", 0)):
+    for base, values, written in (
+        ("x", "c", 50), ("c", "x", 50), ("c", "x", 5), ("c", "c", 5), ("x", "c", 0), ("c", "x", 0),
+    ):  # fmt: skip
         index = rng.permutation(96)[:written][None]
         nodes = [
             helper.make_node("Cast", ["whole"], ["numbers"], name="cast", to=1),
@@ -97,8 +102,9 @@ def test_public_values_and_none_at_all(tmp_path: Path) -> None:
             helper.make_node("Slice", ["x", "first", "count", "axis"], ["x_few"], name="secrets"),
             helper.make_node(
                 "ScatterElements",
-                ["numbers" if base == "c" else "x", "index", f"{values}_few"], ["y"], name="write", axis=1,
+                ["numbers" if base == "c" else "x", "index", f"{values}_few"], ["written"], name="write", axis=1,
             ),
+            helper.make_node("Add", ["written", "x"], ["y"], name="sum"),
         ]  # fmt: skip
         tensors = {
             "whole": constant, "index": index, "first": np.array([0]), "count": np.array([written]),
@@ -109,7 +115,7 @@ def test_public_values_and_none_at_all(tmp_path: Path) -> None:
         [y], step = SimulatedSession(split_model(path), Settings("aby3"), timeout=60).query([x])
         expected = (constant if base == "c" else x).astype(np.float32).copy()
         expected[0, index[0]] = (constant if values == "c" else x)[0, :written]
-        assert np.array_equal(y, expected)
+        assert np.array_equal(y, expected + x)
         assert step.counters.bytes == 0
 
 

@@ -20,6 +20,31 @@ from autorep_fx.runtime.secure.public import Node
 __all__ = ["OPERATORS", "WRITTEN_BY_A_GATHER", "WRITTEN_BY_SUMS"]
 
 
+def _places(call: Call) -> tuple[int, Array]:
+    """The axis, and the places along it that are written to."""
+    axis = call.attribute("axis", 0) % call[0].ndim
+    size = call[0].shape[axis]
+    kept = row_of_indices(public_indices(call[1]), call[0].shape, axis)
+    kept = np.where(kept < 0, kept + size, kept)
+    if kept.size and (kept.min() < 0 or kept.max() >= size):
+        raise ValueError(f"an index is outside of axis {axis}, which has {size} elements")
+    if len(np.unique(kept)) != len(kept):
+        raise ValueError("it writes one element twice")
+    return axis, kept
+
+
+def _scatter(call: Call) -> Value:
+    """In the clear."""
+    axis, kept = _places(call)
+    base, values = (call.xp.moveaxis(value, axis, -1) for value in (call[0], call[2]))
+    if call.xp is np:
+        written = base.copy()
+        written[..., kept] = values
+    else:
+        written = jnp.asarray(base).at[..., kept].set(values)
+    return call.xp.moveaxis(written, -1, axis)
+
+
 @dataclass(frozen=True)
 class _Write:
     """One write along one axis, with everything else as rows: ``(M, size)`` and ``(M, written)``."""
@@ -27,53 +52,33 @@ class _Write:
     base: Value
     values: Value
     kept: Array
-    shape: tuple[int, ...]
-    axis: int
-
-    @classmethod
-    def of(cls, call: Call, base: Value, values: Value) -> _Write:
-        axis = call.attribute("axis", 0) % base.ndim
-        size = base.shape[axis]
-        kept = row_of_indices(public_indices(call[1]), base.shape, axis)
-        kept = np.where(kept < 0, kept + size, kept)
-        if kept.min() < 0 or kept.max() >= size:
-            raise ValueError(f"an index is outside of axis {axis}, which has {size} elements")
-        if len(np.unique(kept)) != len(kept):
-            raise ValueError("it writes one element twice")
-        rows, written = (jnp.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]) for value in (base, values))
-        return cls(rows, written, kept, base.shape, axis)
-
-    def back(self, rows: Value) -> Value:
-        """Rows in the shape that they come from."""
-        others = [size for at, size in enumerate(self.shape) if at != self.axis]
-        return jnp.moveaxis(rows.reshape(*others, -1), -1, self.axis)
-
-
-def _scatter(call: Call) -> Value:
-    """In the clear."""
-    if not np.size(call[2]):
-        return call[0]
-    write = _Write.of(call, call[0], call[2])
-    return write.back(jnp.asarray(write.base).at[:, write.kept].set(write.values))
 
 
 def _in_ring(call: Call, *, adds: bool) -> Value:
     """In the engine, by the cheaper of the two ways; by a gather where products with public factors are not there."""
     base, values = call[0], call[2]
-    if call.xp is np or not np.size(values):
+    axis, kept = _places(call)
+    if call.xp is np:
         return _scatter(call)
+    if not len(kept):
+        return base
     # A sum with a secret zero makes a secret of what is public, and nothing is sent for it.
     if isinstance(base, np.ndarray):
         base = base + zero_like(values)
     if isinstance(values, np.ndarray):
         values = values + zero_like(base)
-    write = _Write.of(call, base, values)
-    size, written = write.base.shape[1], len(write.kept)
-    if adds and not permutes(size, written):
-        masks = _masks(write.kept, Cut.of(size, written))
+    base, values = (jnp.moveaxis(value, axis, -1) for value in (base, values))
+    write = _Write(base.reshape(-1, base.shape[-1]), values.reshape(-1, len(kept)), kept)
+    return jnp.moveaxis(_written(write, adds=adds).reshape(base.shape), -1, axis)
+
+
+def _written(write: _Write, *, adds: bool) -> Value:
+    size, count = write.base.shape[1], len(write.kept)
+    if adds and not permutes(size, count):
+        masks = _masks(write.kept, Cut.of(size, count))
         if masks.source.shape[1] <= MOST_OF_A_BLOCK:
-            return write.back(_added(write, masks))
-    return write.back(_permuted(write))
+            return _added(write, masks)
+    return _permuted(write)
 
 
 def _permuted(write: _Write) -> Value:
