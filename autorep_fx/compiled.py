@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autorep_fx.config import TransformConfig
-from autorep_fx.config_io import to_yaml
+from autorep_fx.config_io import parse_config, to_yaml
+from autorep_fx.config_sections import ExportTarget
 from autorep_fx.cost import count_comparisons
 from autorep_fx.cost.arithmetic import CostReport, graph_cost
 from autorep_fx.export.onnx_export import export_onnx
@@ -109,15 +110,23 @@ class Compiled:
         """Call the lowered module."""
         return self.module(*args, **kwargs)
 
-    def export(self, path: Path | str) -> Verification:
+    def export(self, path: Path | str, *, target: ExportTarget | None = None) -> Verification:
         """Write the ONNX file, after its outputs and its count were checked.
 
+        Args:
+            path: Target file.
+            target: ``any``, or ``onnxruntime-cpu`` for a file that no other engine is to run; None for that of the
+                settings.
+
         Raises:
+            ConfigError: There is no such target, or the settings export in float16 and it is for float32.
             ParityError: onnxruntime's outputs or the counts differ.
             OutputError: The file cannot be written.
         """
         options = self.config.export
-        return export_onnx(self.module, self.example, path, plan=self.plan, opset=options.opset, dtype=options.dtype)
+        if target is not None:
+            options = parse_config({"export": {**options.model_dump(), "target": target}}).export
+        return export_onnx(self.module, self.example, path, plan=self.plan, **options.model_dump())
 
     def export_torch(self, path: Path | str) -> Verification:
         """Write a ``torch.export`` program, ``.pt2``, after its outputs and its count were checked.

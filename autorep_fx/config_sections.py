@@ -29,6 +29,7 @@ __all__ = [
     "CostConfig",
     "ExecutionConfig",
     "ExportConfig",
+    "ExportTarget",
     "FinetuneConfig",
     "GatesConfig",
     "MethodName",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 Granularity = Literal["element", "channel", "site"]
+ExportTarget = Literal["any", "onnxruntime-cpu"]
 MethodName = Literal["default", "autorep", "snl", "layerwise", "random", "magnitude"]
 
 
@@ -211,6 +213,18 @@ class ExportConfig(Section):
 
     opset: int = Field(20, ge=18, le=23)
     dtype: Literal["float32", "float16"] = "float32"
+    target: ExportTarget = Field(
+        "any", description="any engine; or onnxruntime-cpu alone, where kept channels then cost less time."
+    )
+
+    @model_validator(mode="after")
+    def _blocks_are_float32(self) -> ExportConfig:
+        if self.target == "onnxruntime-cpu" and self.dtype != "float32":
+            raise ValueError(
+                f"target onnxruntime-cpu is for float32; onnxruntime's CPU kernels have no {self.dtype} convolutions. "
+                "Leave target at any, or dtype at float32"
+            )
+        return self
 
 
 class CostConfig(Section):

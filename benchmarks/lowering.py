@@ -5,11 +5,11 @@
 
 Element gates keep 2.6 % of the elements and channel gates that share of the channels, drawn at random; without
 comparisons everything is replaced. All polynomials are quadratic. Weights are random, which changes nothing of what is
-computed. Both models run in turns in one process, their idle threads stopped between runs (they would spin on the cores
-of the other model), for `--pairs` pairs or about `--seconds`, whichever is more; the ratio of each pair is taken, and
-the median over the pairs reported, with quartiles. Lowering and export are timed once per form, and the peak memory of
-a process that does nothing else is measured for each model with `--memory`. Writes `benchmarks/results/lowering.json`
-and `.md`.
+computed. Files are exported for `--target`, by default for onnxruntime's CPU alone. Both models run in turns in one
+process, their idle threads stopped between runs (they would spin on the cores of the other model), for `--pairs` pairs
+or about `--seconds`, whichever is more; the ratio of each pair is taken, and the median over the pairs reported, with
+quartiles. Lowering and export are timed once per form, and the peak memory of a process that does nothing else is
+measured for each model with `--memory`. Writes `benchmarks/results/lowering.json` and `.md`.
 
 torchvision is no dependency of the package; without it, leave its ResNet-50 out by `--models`.
 """
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--target", choices=["onnxruntime-cpu", "any"], default="onnxruntime-cpu")
     parser.add_argument("--memory", action="store_true", help="peak memory of lowering and export, in a fresh process")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -76,6 +77,7 @@ def main() -> None:
             memory[name] = _in_a_process(name)
     stated = {
         "pairs": f"at least {options.pairs} and {options.seconds:g} s", "threads": options.threads,
+        "export target": options.target,
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         **{package: version(package) for package in _PACKAGES},
     }  # fmt: skip
@@ -100,7 +102,7 @@ def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             start = time.perf_counter()
             compiled = autorep_fx.lower(gated)
             path = Path(folder) / f"{gates}.onnx"
-            compiled.export(path)
+            compiled.export(path, target=options.target)
             seconds = time.perf_counter() - start
             left = _multiplications(compiled, plain)
             for batch in options.batches:

@@ -16,6 +16,7 @@ import onnx
 from autorep_fx.cost.joint import Group, arranged
 from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
 from autorep_fx.cost.rules import RULES, Call, Primitive, local_work
+from autorep_fx.cost.target import require_any_engine
 from autorep_fx.errors import ConfigError
 
 __all__ = ["Work", "secure_work"]
@@ -75,8 +76,9 @@ def secure_work(
 
     Raises:
         ConfigError: The model's batch is fixed to another number.
-        ModelFileError: A shape that is needed is unknown.
+        ModelFileError: A shape that is needed is unknown, or the file is for onnxruntime alone.
     """
+    require_any_engine(model)
     fixed = fixed_batch(model)
     if None not in (batch, fixed) and batch != fixed:
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from autorep_fx.export.blocks import in_blocks
 from autorep_fx.passes.graphs import add_buffer, node_shape
 from autorep_fx.passes.linear_ops import constant_of
 
@@ -19,16 +20,14 @@ __all__ = ["with_channel_norms"]
 
 aten = torch.ops.aten
 _HOLDER = "autorep_norms"
-# What the kernels for blocks of channels compute; a view, a slice or a scatter needs the usual layout.
-_IN_BLOCKS = (
-    aten.add.Tensor, aten.mul.Tensor, aten.relu.default, aten.batch_norm.default, aten.cat.default,
-    aten.max_pool2d.default, aten.avg_pool2d.default,
-)  # fmt: skip
 
 
 def with_channel_norms(module: fx.GraphModule) -> None:
-    """Turn ``x + shift`` and ``x · scale + shift`` of images into batch norms whose variance is exactly 1."""
-    modified, blocked = False, _in_blocks(module)
+    """Turn ``x + shift`` and ``x · scale + shift`` of images into batch norms whose variance is exactly 1.
+
+    In the usual layout a sum is the faster form: it runs on all threads, a batch norm on one.
+    """
+    modified, blocked = False, in_blocks(module)
     for node in list(module.graph.nodes):
         shift = _per_channel(module, node, aten.add.Tensor)
         if shift is None:
@@ -44,19 +43,6 @@ def with_channel_norms(module: fx.GraphModule) -> None:
         module.graph.eliminate_dead_code()
         module.graph.lint()
         module.recompile()
-
-
-def _in_blocks(module: fx.GraphModule) -> set[fx.Node]:
-    """What onnxruntime has in blocks already: convolutions, and what is computed of nothing else.
-
-    In the usual layout a sum is the faster form: it runs on all threads, a batch norm on one.
-    """
-    found: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        computed = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        if node.target is aten.conv2d.default or (node.target in _IN_BLOCKS and found.issuperset(computed)):
-            found.add(node)
-    return found
 
 
 def _per_channel(module: fx.GraphModule, node: fx.Node, target: Any) -> Tensor | None:

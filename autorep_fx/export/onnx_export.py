@@ -23,6 +23,7 @@ from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.casts import cast_floating
 from autorep_fx.passes.export_obstacles import export_obstacles
+from autorep_fx.passes.graphs import shared_copy
 from autorep_fx.passes.inputs import ExampleInputs
 from autorep_fx.passes.nested import all_finite
 from autorep_fx.passes.sizes import at_sizes, other_sizes
@@ -42,7 +43,7 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxrunti
 
 def export_onnx(
     module: CapturedModule, example: ExampleInputs, path: Path | str, *, plan: Plan, opset: int = 20,
-    dtype: str = "float32",
+    dtype: str = "float32", target: str = "any",
 ) -> Verification:  # fmt: skip
     """Export, check parity with torch, recount, and only then put the file in its place.
 
@@ -54,6 +55,7 @@ def export_onnx(
         opset: ONNX opset, at least 18.
         dtype: ``float32`` or ``float16``; other floating-point models are cast, since onnxruntime's CPU lacks their
             convolutions.
+        target: What the file is for: ``any`` engine, or ``onnxruntime-cpu`` alone.
 
     Returns:
         What was verified.
@@ -81,14 +83,15 @@ def export_onnx(
     module = on_cpu(plain, wanted)
     if wanted == torch.float16:
         _check_range(module, example)
-    model = translate(module, example, opset)
+    # Of a copy: what is rewritten on the way is held against outputs of the module as it was lowered.
+    model = translate(shared_copy(module), example, opset, in_blocks=target == "onnxruntime-cpu")
     inputs = [value.name or "" for value in model.graph.inputs]
     recipes, references = _references(module, example, inputs)
     others = []
     for values in other_sizes(module.sizes):
         resized = _references(module, at_sizes(example, module.sizes, values), inputs)
         others.append(_parity_json(*resized))
-    metadata = _metadata(plan, dtype, recipes, references) | shape_metadata(module)
+    metadata = _metadata(plan, dtype, recipes, references) | shape_metadata(module) | {"target": target}
     if others:
         metadata["parity"] = json.dumps({**json.loads(metadata["parity"]), "other_sizes": others})
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})

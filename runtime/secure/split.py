@@ -61,16 +61,18 @@ def split_model(path: Path | str) -> Split:
         path: The file; its weights may lie beside it.
 
     Raises:
-        ModelFileError: The file is missing, too large or not valid.
+        ModelFileError: The file is missing, too large, not valid, or for onnxruntime alone.
         SecureProgramError: It holds what cannot be split; everything is listed.
     """
     import onnx
 
     from autorep_fx.cost.onnx_count import count_onnx
+    from autorep_fx.cost.target import require_any_engine
 
     checked = check_model_file(path)
     model = onnx.load(checked.path)
     checked.require_unchanged()
+    require_any_engine(model)
     counts: dict[str, int] = {}
     for count in count_onnx(model):
         counts[count.name] = counts.get(count.name, 0) + count.comparisons
