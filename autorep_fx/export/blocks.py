@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 import torch
 from torch import fx
 
-__all__ = ["in_blocks"]
+__all__ = ["in_blocks", "stays_in_blocks"]
 
 aten = torch.ops.aten
 # What the kernels for blocks of channels compute; a view, a slice or a scatter needs the usual layout.
@@ -19,7 +21,14 @@ def in_blocks(module: fx.GraphModule) -> set[fx.Node]:
     """What onnxruntime has in blocks already: convolutions, and what is computed of nothing else."""
     found: set[fx.Node] = set()
     for node in module.graph.nodes:
-        computed = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        if node.target is aten.conv2d.default or (node.target in _IN_BLOCKS and found.issuperset(computed)):
+        if stays_in_blocks(node, found):
             found.add(node)
     return found
+
+
+def stays_in_blocks(node: fx.Node, found: AbstractSet[fx.Node]) -> bool:
+    """Whether a result is in blocks, given which of those before are."""
+    if node.target is aten.conv2d.default:
+        return True
+    computed = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return node.target in _IN_BLOCKS and all(source in found for source in computed)

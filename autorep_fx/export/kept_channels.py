@@ -13,14 +13,13 @@ be subtracted. Fixed point has no such numbers: a file in this form is for onnxr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from autorep_fx.export.blocks import in_blocks
+from autorep_fx.export.blocks import stays_in_blocks
 from autorep_fx.export.joined_channels import Joined, joined_channels
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.graphs import add_buffer, finish
@@ -41,22 +40,17 @@ _TINY = 2.0**-30
 
 def with_kept_channels_in_blocks(module: CapturedModule) -> None:
     """Rewrite sites whose kept channels were cut out, where the tensor is in blocks and few are kept."""
-    edit, modified = _Edit(module), False
-    for joined in _worth_it(module):
-        edit.replace(joined)
-        modified = True
+    edit, blocked, modified = _Edit(module), set[fx.Node](), False
+    for node in list(module.graph.nodes):
+        joined = joined_channels(module, node) if node.target is aten.cat.default else None
+        if joined is not None and joined.source in blocked and edit.gains_by(joined):
+            blocked.add(edit.replace(joined))
+            modified = True
+        elif stays_in_blocks(node, blocked):
+            blocked.add(node)
     if modified:
         module.graph.eliminate_dead_code()
         finish(module)
-
-
-def _worth_it(module: CapturedModule) -> Iterator[Joined]:
-    for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
-        joined = joined_channels(module, node)
-        if joined is None or joined.channels % _BLOCK or len(joined.kept) > _MOST:
-            continue
-        if joined.source in in_blocks(module):  # a site before may just have been brought into blocks
-            yield joined
 
 
 @dataclass(frozen=True)
@@ -65,12 +59,15 @@ class _Edit:
 
     module: CapturedModule
 
-    def replace(self, joined: Joined) -> None:
-        x, free = joined.source, self._is_free(joined)
-        if not free and not joined.is_plain:
-            return
-        if free:
-            x = self._store_times(x, joined)
+    def gains_by(self, joined: Joined) -> bool:
+        """Whether the form has a way to write a site, and is the faster one."""
+        fits = joined.channels % _BLOCK == 0 and len(joined.kept) <= _MOST
+        return fits and (joined.is_plain or self._is_free(joined))
+
+    def replace(self, joined: Joined) -> fx.Node:
+        """Write a site in this form; returns its new result."""
+        free = self._is_free(joined)
+        x = self._store_times(joined) if free else joined.source
         with self.module.graph.inserting_before(joined.node):
             dense = self._call(joined.node, aten.mul.Tensor, x, x) if joined.squares else x
             picked = self._pick(joined, x, joined.scale_in / (_TINY if free else 1.0))
@@ -82,15 +79,15 @@ class _Edit:
             result = self._call(joined.node, aten.add.Tensor, self._put(joined, value), dense)
         result.meta["val"] = joined.node.meta["val"]
         joined.node.replace_all_uses_with(result)
-        self.module.graph.eliminate_dead_code()
+        return result
 
     def _is_free(self, joined: Joined) -> bool:
         """Whether the convolution before the site has no other reader, so that its outputs may be scaled."""
         x = joined.source
         return joined.squares and x.target is aten.conv2d.default and set(x.users) == set(joined.slices)
 
-    def _store_times(self, x: fx.Node, joined: Joined) -> fx.Node:
-        linear = LinearOp(self.module, x)
+    def _store_times(self, joined: Joined) -> fx.Node:
+        linear = LinearOp(self.module, joined.source)
         scale = torch.ones(joined.channels, dtype=torch.float64)
         scale[joined.kept] = 1 / _TINY
         linear.give_output(scale)
