@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = ["cast_floating"]
 
@@ -13,7 +14,7 @@ __all__ = ["cast_floating"]
 def cast_floating(module: fx.GraphModule, dtype: torch.dtype) -> None:
     """Cast tensors, and make casts and new tensors that name a floating-point type name this one; in place.
 
-    Without the second part a model of mixed precision would multiply two types.
+    Without the second part a model of mixed precision would multiply two types. Recorded types follow.
     """
 
     # Module.to(dtype) would take the imaginary part of complex weights away.
@@ -23,6 +24,7 @@ def cast_floating(module: fx.GraphModule, dtype: torch.dtype) -> None:
     module._apply(cast)
     changed = False
     for node in module.graph.nodes:
+        _record(node, dtype)
         if node.op != "call_function" or not any(_names_type(value) for value in (*node.args, *node.kwargs.values())):
             continue
         node.args = tuple(dtype if _names_type(value) else value for value in node.args)
@@ -30,6 +32,13 @@ def cast_floating(module: fx.GraphModule, dtype: torch.dtype) -> None:
         changed = True
     if changed:
         module.recompile()
+
+
+def _record(node: fx.Node, dtype: torch.dtype) -> None:
+    value = node.meta.get("val")
+    if isinstance(value, FakeTensor) and value.is_floating_point() and value.dtype != dtype:
+        with value.fake_mode:
+            node.meta["val"] = value.to(dtype)
 
 
 def _names_type(value: Any) -> bool:

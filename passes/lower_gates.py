@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from autorep_fx.gates import GatedActivation, GatedPool
+from autorep_fx.passes.cut_sites import CUT_KEY, around_activation, around_polynomial, cut_site
 from autorep_fx.passes.form_costs import MOST_RUNS
 from autorep_fx.passes.forms import FORM_KEY, Form, GateForms, along, same_scale
-from autorep_fx.passes.gate_forms import HOMOGENEOUS, Kind, NaturalForm, natural_form, runs
+from autorep_fx.passes.gate_forms import Kind, NaturalForm, natural_form, runs
 from autorep_fx.passes.graphs import FREE_AXES, SITE_KEY, add_buffer, drop_unused_buffers, finish
 from autorep_fx.passes.infra import Pass, PassResult
 from autorep_fx.passes.insert_gates import gates_of
@@ -117,7 +118,9 @@ class _Lowering:
         for start, stop in found:
             part = self._emit(aten.slice.Tensor, x, self.axis, start, stop)
             parts.append(self._part(part, torch.arange(start, stop), f"from{start}"))
-        return self._emit(aten.cat.default, parts, self.axis)
+        joined = self._emit(aten.cat.default, parts, self.axis)
+        joined.meta[CUT_KEY] = cut_site(self.gate, self.natural, self.given, self.made)
+        return joined
 
     def _gathered(self, x: fx.Node) -> fx.Node:
         order = torch.argsort(self.natural.kinds, stable=True)
@@ -134,13 +137,7 @@ class _Lowering:
         kind = Kind(int(self.natural.kinds[channels[0]]))
         if kind == Kind.KEPT:
             return self._activated(x, channels, channels, name, self.axis, self.rank)
-        out = self.natural.out
-        left = same_scale(out.scale, self.made.scale)[
-            channels
-        ]  # also a scale of 0: a constant that the neighbours have
-        factor = torch.where(left, 1.0, out.scale[channels] / self.made.scale[channels])
-        addend = (out.shift - self.made.shift)[channels]
-        addend = torch.where(addend == 0, 0.0, addend / self.made.scale[channels])
+        factor, addend = (value[channels] for value in around_polynomial(self.natural, self.made))
         if kind == Kind.LINEAR:
             return self._scaled(x, factor, addend, name)
         offset = self.natural.offset[channels]
@@ -185,14 +182,10 @@ class _Lowering:
             axis: Axis of the entries.
             rank: Axes of ``x``.
         """
-        s, t = self.given.scale[entries], self.given.shift[entries]
-        scale, shift = self.made.scale[entries], self.made.shift[entries]
-        before, after = s, 1 / scale
-        if self.gate.site.kind in HOMOGENEOUS and bool((s > 0).all()):
-            before, t, after = torch.ones_like(s), t / s, s / scale
-        x = self._affine(x, along(before, axis, rank), along(t, axis, rank), f"{name}_in")
-        x = self._activation(x, channels)
-        return self._affine(x, along(after, axis, rank), along(-shift / scale, axis, rank), f"{name}_out")
+        around = around_activation(self.gate, self.given, self.made)
+        before, t, after, shift = (along(value[entries], axis, rank) for value in around)
+        x = self._activation(self._affine(x, before, t, f"{name}_in"), channels)
+        return self._affine(x, after, shift, f"{name}_out")
 
     def _activation(self, x: fx.Node, channels: Tensor) -> fx.Node:
         """The activation of ``x``, whose axis 1 holds ``channels``."""

@@ -6,120 +6,151 @@ are put over that by convolutions of 1×1 with weights 0 and 1, which stay in bl
 
     y = x·x + put(relu(pick(x)) − pick(x)²) + constant
 
-Where only this site reads the convolution before it, the kept channels are stored times 2⁻³⁰ and picked out times 2³⁰,
-both exact. Then x·x leaves 2⁻⁶⁰ of their squares, less than float32 rounds relu(x) by for |x| < 2³⁵, and nothing has to
-be subtracted. Fixed point has no such numbers: a file in this form is for onnxruntime alone.
+The subtraction cancels: what is left is off by |x| times the rounding of relu(x), so that sites with large inputs stay
+as they are. Where only this site reads the convolution before it, nothing is subtracted: the kept channels are stored
+times 2⁻³⁰ and picked out times 2³⁰, both exact, and x·x leaves 2⁻⁶⁰ of their squares: less than 2⁻²⁴ for |x| < 2¹⁸, and
+less than relu(x) is rounded by for all that are larger, up to 2³⁵. Fixed point has no such numbers: a file in this form
+is for onnxruntime alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from autorep_fx.export.blocks import stays_in_blocks
-from autorep_fx.export.joined_channels import Joined, joined_channels
 from autorep_fx.passes.captured import CapturedModule
-from autorep_fx.passes.graphs import add_buffer, finish
+from autorep_fx.passes.cut_sites import CUT_KEY, CutSite
+from autorep_fx.passes.graphs import add_buffer, finish, node_shape
 from autorep_fx.passes.linear_ops import LinearOp
 
 __all__ = ["with_kept_channels_in_blocks"]
 
 aten = torch.ops.aten
 _HOLDER = "autorep_blocked"
-# Most kept channels for which two convolutions cost less than slices: with 32 they take about as long, over chains of
-# 3×3 layers with 64 channels and of bottlenecks with 256 to 2,048 (batches 1 to 32, onnxruntime 1.31.1, AVX2).
-_MOST = 32
+# Most kept channels, and their largest share, for which two convolutions cost less than slices; at the limits they take
+# about as long. Chains of 3×3 layers with 64 and 256 channels and of bottlenecks with 256 to 2,048, batches 1 to 32,
+# onnxruntime 1.31.1, AVX2.
+_MOST, _LARGEST_SHARE = 32, 0.25
 # Blocks have 8 channels, 16 with AVX-512. Kernels take any number up to that, and above it multiples.
 _BLOCK, _LARGEST_BLOCK = 8, 16
-# Exact, and its square is nothing beside 1 in float64 too.
+# Exact, and its square is less than float32 resolves beside 1.
 _TINY = 2.0**-30
+# Largest input from whose activation its square is taken away again: five bits of 24 are lost.
+_FARTHEST = 32.0
 
 
-def with_kept_channels_in_blocks(module: CapturedModule) -> None:
-    """Rewrite sites whose kept channels were cut out, where the tensor is in blocks and few are kept."""
-    edit, blocked, modified = _Edit(module), set[fx.Node](), False
+def with_kept_channels_in_blocks(module: CapturedModule) -> int:
+    """Rewrite sites whose kept channels were cut out, where the tensor is in blocks and few are kept.
+
+    Returns:
+        How many were rewritten.
+    """
+    blocked, rewritten = set[fx.Node](), 0
     for node in list(module.graph.nodes):
-        joined = joined_channels(module, node) if node.target is aten.cat.default else None
-        if joined is not None and joined.source in blocked and edit.gains_by(joined):
-            blocked.add(edit.replace(joined))
-            modified = True
+        site = _Site.of(module, node)
+        if site is not None and site.source in blocked and site.gains:
+            blocked.add(site.replace())
+            rewritten += 1
         elif stays_in_blocks(node, blocked):
             blocked.add(node)
-    if modified:
+    if rewritten:
         module.graph.eliminate_dead_code()
         finish(module)
+    return rewritten
 
 
-@dataclass(frozen=True)
-class _Edit:
-    """Emits the form in one graph."""
+class _Site:
+    """One site, at the concatenation of its channels."""
 
-    module: CapturedModule
+    def __init__(
+        self, module: CapturedModule, node: fx.Node, cut: CutSite, source: fx.Node, slices: set[fx.Node]
+    ) -> None:
+        self.module, self.node, self.cut, self.source = module, node, cut, source
+        self.channels = len(cut.shift)
+        # Whether the convolution before has no other reader, so that its outputs may be scaled.
+        alone = self.source.target is aten.conv2d.default and set(self.source.users) == slices
+        self.is_free = cut.squares and alone
 
-    def gains_by(self, joined: Joined) -> bool:
-        """Whether the form has a way to write a site, and is the faster one."""
-        fits = joined.channels % _BLOCK == 0 and len(joined.kept) <= _MOST
-        return fits and (joined.is_plain or self._is_free(joined))
+    @classmethod
+    def of(cls, module: CapturedModule, node: fx.Node) -> _Site | None:
+        """The site of images ``(N, C, H, W)`` that ends at ``node``; None where none does."""
+        cut, shape = node.meta.get(CUT_KEY), node_shape(node)
+        if cut is None or shape is None or len(shape) != 4 or node.target is not aten.cat.default:
+            return None
+        slices = {_slice_of(part) for part in node.all_input_nodes}
+        [source, *others] = {None if found is None else found.args[0] for found in slices}
+        if others or not isinstance(source, fx.Node):  # a pass of the user's has edited the site
+            return None
+        return cls(module, node, cut, source, {found for found in slices if found is not None})
 
-    def replace(self, joined: Joined) -> fx.Node:
-        """Write a site in this form; returns its new result."""
-        free = self._is_free(joined)
-        x = self._store_times(joined) if free else joined.source
-        with self.module.graph.inserting_before(joined.node):
-            dense = self._call(joined.node, aten.mul.Tensor, x, x) if joined.squares else x
-            picked = self._pick(joined, x, joined.scale_in / (_TINY if free else 1.0))
-            value = self._call(joined.activation, joined.activation.target, picked, *joined.activation.args[1:])
-            value.kwargs = dict(joined.activation.kwargs)
-            if not free:
-                under = self._call(joined.node, aten.mul.Tensor, picked, picked) if joined.squares else picked
-                value = self._call(joined.node, aten.sub.Tensor, value, under)
-            result = self._call(joined.node, aten.add.Tensor, self._put(joined, value), dense)
-        result.meta["val"] = joined.node.meta["val"]
-        joined.node.replace_all_uses_with(result)
+    @property
+    def gains(self) -> bool:
+        """Whether the form can write this site, is exact enough, and is the faster one."""
+        few = len(self.cut.kept) <= min(_MOST, _LARGEST_SHARE * self.channels)
+        exact = self.is_free or (self.cut.is_plain and self.cut.reach <= _FARTHEST)
+        return few and exact and self.channels % _BLOCK == 0
+
+    def replace(self) -> fx.Node:
+        """Write the site in this form; returns its new result."""
+        cut, x = self.cut, self._store_times() if self.is_free else self.source
+        with self.module.graph.inserting_before(self.node):
+            dense = self._call(aten.mul.Tensor, x, x) if cut.squares else x
+            picked = self._pick(x, cut.scale_in / (_TINY if self.is_free else 1.0))
+            value = self._call(cut.activation.target, picked, *cut.activation.scalars)
+            value.kwargs = dict(cut.activation.options)
+            if not self.is_free:
+                under = self._call(aten.mul.Tensor, picked, picked) if cut.squares else picked
+                value = self._call(aten.sub.Tensor, value, under)
+            result = self._call(aten.add.Tensor, self._put(value), dense)
+        result.meta["val"] = self.node.meta["val"]
+        self.node.replace_all_uses_with(result)
         return result
 
-    def _is_free(self, joined: Joined) -> bool:
-        """Whether the convolution before the site has no other reader, so that its outputs may be scaled."""
-        x = joined.source
-        return joined.squares and x.target is aten.conv2d.default and set(x.users) == set(joined.slices)
-
-    def _store_times(self, joined: Joined) -> fx.Node:
-        linear = LinearOp(self.module, joined.source)
-        scale = torch.ones(joined.channels, dtype=torch.float64)
-        scale[joined.kept] = 1 / _TINY
+    def _store_times(self) -> fx.Node:
+        linear = LinearOp(self.module, self.source)
+        scale = torch.ones(self.channels, dtype=torch.float64)
+        scale[self.cut.kept] = 1 / _TINY
         linear.give_output(scale)
-        return linear.finish(f"{_HOLDER}.{joined.node.name}.before")
+        return linear.finish(f"{_HOLDER}.{self.node.name}.before")
 
-    def _pick(self, joined: Joined, x: fx.Node, scale: Tensor) -> fx.Node:
-        weight = torch.zeros(len(joined.kept), joined.channels, dtype=torch.float64)
-        weight[range(len(joined.kept)), joined.kept] = scale
-        return self._convolution(joined, x, weight, joined.shift_in, "pick")
+    def _pick(self, x: fx.Node, scale: Tensor) -> fx.Node:
+        cut = self.cut
+        weight = torch.zeros(len(cut.kept), self.channels, dtype=torch.float64)
+        weight[range(len(cut.kept)), cut.kept] = scale
+        return self._convolution(x, weight, cut.shift_in, "pick")
 
-    def _put(self, joined: Joined, value: fx.Node) -> fx.Node:
-        kept, width = joined.kept, len(joined.kept)
+    def _put(self, value: fx.Node) -> fx.Node:
+        kept, width = self.cut.kept, len(self.cut.kept)
         if width > _BLOCK and width % _LARGEST_BLOCK:
             width += -width % _LARGEST_BLOCK
-            value = self._call(joined.node, aten.constant_pad_nd.default, value, [0, 0, 0, 0, 0, width - len(kept)])
-        weight = torch.zeros(joined.channels, width, dtype=torch.float64)
-        weight[kept, range(len(kept))] = joined.scale_out
-        return self._convolution(joined, value, weight, joined.shift, "put")
+            value = self._call(aten.constant_pad_nd.default, value, [0, 0, 0, 0, 0, width - len(kept)])
+        weight = torch.zeros(self.channels, width, dtype=torch.float64)
+        weight[kept, range(len(kept))] = self.cut.scale_out
+        return self._convolution(value, weight, self.cut.shift, "put")
 
-    def _convolution(self, joined: Joined, x: fx.Node, weight: Tensor, bias: Tensor, name: str) -> fx.Node:
-        path = f"{_HOLDER}.{joined.node.name}.{name}"
-        constants: list[Any] = [self._buffer(f"{path}.weight", weight[:, :, None, None], joined)]
+    def _convolution(self, x: fx.Node, weight: Tensor, bias: Tensor, name: str) -> fx.Node:
+        path = f"{_HOLDER}.{self.node.name}.{name}"
+        constants: list[Any] = [self._buffer(f"{path}.weight", weight[:, :, None, None])]
         if bool(bias.any()):
-            constants.append(self._buffer(f"{path}.bias", bias, joined))
-        return self._call(joined.node, aten.conv2d.default, x, *constants)
+            constants.append(self._buffer(f"{path}.bias", bias))
+        return self._call(aten.conv2d.default, x, *constants)
 
-    def _buffer(self, path: str, value: Tensor, joined: Joined) -> fx.Node:
-        dtype = joined.node.meta["val"].dtype
+    def _buffer(self, path: str, value: Tensor) -> fx.Node:
+        dtype = self.node.meta["val"].dtype
         return self.module.graph.get_attr(add_buffer(self.module, path, value.to(dtype).contiguous()))
 
-    def _call(self, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
-        """A call in the name of ``origin``; only those before and behind are asked for their shapes."""
+    def _call(self, target: Any, *args: Any) -> fx.Node:
+        """A call in the name of the site; only those before and behind are asked for their shapes."""
         node = self.module.graph.call_function(target, args)
-        node.meta = {key: value for key, value in origin.meta.items() if key != "val"}
+        node.meta = {key: value for key, value in self.node.meta.items() if key not in ("val", CUT_KEY)}
         return node
+
+
+def _slice_of(part: Any) -> fx.Node | None:
+    """What a part of the concatenation was computed of."""
+    while isinstance(part, fx.Node) and part.target is not aten.slice.Tensor:
+        part = part.args[0] if part.args else None
+    return part if isinstance(part, fx.Node) else None

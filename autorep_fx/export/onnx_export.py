@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from autorep_fx.errors import ParityError, UnsupportedModelError
 from autorep_fx.export.graph_only import on_cpu, shape_metadata
+from autorep_fx.export.kept_channels import with_kept_channels_in_blocks
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.translate import translate
 from autorep_fx.export.verify import METADATA, TOLERANCE, Verification, verify
@@ -55,7 +56,7 @@ def export_onnx(
         opset: ONNX opset, at least 18.
         dtype: ``float32`` or ``float16``; other floating-point models are cast, since onnxruntime's CPU lacks their
             convolutions.
-        target: What the file is for: ``any`` engine, or ``onnxruntime-cpu`` alone.
+        target: What the file is for: ``any`` engine, or ``onnxruntime-cpu`` alone where that has a faster form.
 
     Returns:
         What was verified.
@@ -83,15 +84,19 @@ def export_onnx(
     module = on_cpu(plain, wanted)
     if wanted == torch.float16:
         _check_range(module, example)
-    # Of a copy: what is rewritten on the way is held against outputs of the module as it was lowered.
-    model = translate(shared_copy(module), example, opset, in_blocks=target == "onnxruntime-cpu")
+    # What is rewritten for the file is held against outputs of the module as it was lowered.
+    written = shared_copy(module)
+    special = target == "onnxruntime-cpu" and _written_for_one_engine(written, plan)
+    model = translate(written, example, opset)
     inputs = [value.name or "" for value in model.graph.inputs]
     recipes, references = _references(module, example, inputs)
     others = []
     for values in other_sizes(module.sizes):
         resized = _references(module, at_sizes(example, module.sizes, values), inputs)
         others.append(_parity_json(*resized))
-    metadata = _metadata(plan, dtype, recipes, references) | shape_metadata(module) | {"target": target}
+    metadata = _metadata(plan, dtype, recipes, references) | shape_metadata(module)
+    if special:
+        metadata["target"] = target
     if others:
         metadata["parity"] = json.dumps({**json.loads(metadata["parity"]), "other_sizes": others})
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
@@ -106,6 +111,20 @@ def export_onnx(
                 fix="This is a defect of the lowering or the exporter: report it with the model.",
             )
     return verification
+
+
+def _written_for_one_engine(module: CapturedModule, plan: Plan) -> bool:
+    """Write what onnxruntime's CPU kernels compute faster in another form; whether there was any."""
+    sites = with_kept_channels_in_blocks(module)
+    if not sites:
+        logger.info("Nothing of the model has a faster form for onnxruntime: its file is for any engine.")
+    elif plan.budget.is_cost:
+        logger.warning(
+            "The budget is %s, and the file is for onnxruntime alone: no secure engine takes it.", plan.budget
+        )
+    else:
+        logger.info("Kept channels of %d sites are written for onnxruntime alone.", sites)
+    return sites > 0
 
 
 def _verified(path: Path, module: CapturedModule, example: ExampleInputs, dtype: str) -> Verification:

@@ -24,7 +24,6 @@ from torch.utils import _pytree as pytree
 from autorep_fx.errors import UnsupportedModelError
 from autorep_fx.export.attention import copy_before_views, with_four_axes
 from autorep_fx.export.channel_affine import with_channel_norms
-from autorep_fx.export.kept_channels import with_kept_channels_in_blocks
 from autorep_fx.export.padding import keep_padding_apart
 from autorep_fx.passes.capture import export_program
 from autorep_fx.passes.captured import CapturedModule
@@ -45,14 +44,13 @@ _RULES = [
 ]  # fmt: skip
 
 
-def translate(module: CapturedModule, example: ExampleInputs, opset: int, *, in_blocks: bool = False) -> ir.Model:
+def translate(module: CapturedModule, example: ExampleInputs, opset: int) -> ir.Model:
     """A lowered module as an ONNX graph with readable names, simplified.
 
     Args:
         module: The module, on the CPU; its graph is edited on the way.
         example: Inputs of at least two samples.
         opset: ONNX opset.
-        in_blocks: Write kept channels as onnxruntime's CPU kernels compute them fastest; for it alone.
 
     Raises:
         UnsupportedModelError: torch.export or the exporter cannot take it.
@@ -64,8 +62,6 @@ def translate(module: CapturedModule, example: ExampleInputs, opset: int, *, in_
         warnings.simplefilter("ignore")  # the exporter's own deprecations; what matters is checked afterwards
         with_four_axes(module)
         keep_padding_apart(module)
-        if in_blocks:
-            with_kept_channels_in_blocks(module)
         with_channel_norms(module)
         exported = export_program(module, example)
         copy_before_views(exported)

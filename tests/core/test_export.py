@@ -259,6 +259,8 @@ def test_zeros_that_are_padded_before_a_max_pooling_stay_zeros(pad: Any, tmp_pat
     found = autorep_fx.runtime.Session(tmp_path / "model.onnx")(x.numpy())
     assert torch.allclose(torch.from_numpy(found), model(x), atol=1e-5)
     assert bool((model(x)[:, :, 0] == 1).all())
+    settings = {"export": {"dtype": "float16"}}
+    autorep_fx.transform(model, "100%", example_inputs=x, config=settings).export(tmp_path / "half.onnx")
 
 
 class Chaos(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import autorep_fx
+from autorep_fx.budget import Budget
 from autorep_fx.cost.onnx_count import load_model
 from autorep_fx.cost.primitives import secure_work
 from autorep_fx.errors import ConfigError, ModelFileError
@@ -58,7 +60,7 @@ def compiled(
     """A network with so many channels kept at every site, drawn at random."""
     torch.manual_seed(0)
     model = trained_norms(Residual() if model is None else model, SAMPLES).to(dtype)
-    share = kept / next(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    share = (kept + 0.01) / next(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     settings = {
         "gates": {"granularity": granularity}, "polynomials": {"degree": len(coefficients) - 1},
         "sites": {"*": {"budget": share}},
@@ -139,51 +141,94 @@ def test_the_form_is_exact(activation: Callable[[], nn.Module], coefficients: tu
 
 
 def test_more_than_eight_kept_channels_are_padded_to_whole_blocks(tmp_path: Path) -> None:
-    """Eleven of 32 become 16 for the convolution that puts them back; eleven are compared."""
-    found = compiled(11, Residual(channels=32))
+    """Eleven of 48 become 16 for the convolution that puts them back; eleven are compared."""
+    found = compiled(11, Residual(channels=48))
     assert found.export(tmp_path / "m.onnx", target="onnxruntime-cpu").comparisons == 11 * 64 * 5
     assert operators(tmp_path / "m.onnx")["Pad"] == 5
     shapes = {t.name: tuple(t.dims) for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
     put = {shape for name, shape in shapes.items() if name.endswith("put.weight")}
-    assert put == {(32, 16, 1, 1)}
+    assert put == {(48, 16, 1, 1)}
 
 
 @pytest.mark.parametrize(
     ("kept", "model", "granularity"),
     [
-        (33, Residual(channels=64), "channel"),  # slices are faster
+        (33, Residual(channels=160), "channel"),  # slices are faster
+        (5, Residual(), "channel"),  # likewise, above a quarter
         (2, Residual(channels=12), "channel"),  # not in blocks
         (2, Residual(nn.PReLU), "channel"),  # each kept channel has a slope of its own
         (2, Residual(), "element"),
     ],
-    ids=["many", "channels", "prelu", "elements"],
+    ids=["many", "share", "channels", "prelu", "elements"],
 )
 def test_other_sites_stay_as_they_are(kept: int, model: nn.Module, granularity: str) -> None:
     module = compiled(kept, model, granularity=granularity).module
     assert [n.target for n in rewritten(module).graph.nodes] == [n.target for n in module.graph.nodes]
 
 
-def test_concatenations_of_the_models_own_are_left_or_right() -> None:
-    """Slices that a model makes itself: a product that is no square, a stretch left out, another order."""
+def test_concatenations_of_the_models_own_stay(tmp_path: Path) -> None:
+    """Whatever a model joins itself: cuts in the very form of a lowered site, halves, zeros, maxima, broadcasts."""
 
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c, self.d = (nn.Conv2d(8, 8, 1) for _ in range(4))
+            self.a, self.b, self.c = (nn.Conv2d(8, 8, 1) for _ in range(3))
+            self.t = nn.Parameter(torch.randn(4, 1, 1))
 
         def forward(self, x: Tensor) -> Tensor:
+            cut = torch.ops.aten.slice.Tensor
             x = self.a(x)
-            x = torch.cat([torch.relu(x[:, :3]), x[:, 3:] * 0.5], 1)
-            x = self.b(x)
-            x = torch.cat([torch.relu(x[:, 4:]), x[:, :4]], 1)
-            x = self.c(x)
-            x = torch.cat([torch.relu(x[:, :4]), x[:, -4:] * x[:, -4:]], 1)
-            x = self.d(x)
-            return torch.cat([torch.relu(x[:, :4]), x[:, 4:6], x[:, 6:] * x[:, 6:]], 1)
+            x = torch.cat([torch.relu(cut(x, 1, 0, 3)), cut(x, 1, 3, 8) * 0.5], 1)
+            p, q = self.b(x).chunk(2, 1)
+            x = self.c(torch.cat([p, torch.relu(q)], 1))
+            x = torch.cat([torch.relu(cut(x, 1, 0, 4)), cut(x, 1, 4, 5) + self.t], 1)
+            parts = [x, torch.zeros(x.shape[0], 2, 5, 5), x.max(1, keepdim=True)[0]]
+            return torch.cat([*parts, x.mean((1, 2, 3)).view(-1, 1, 1, 1).expand(-1, 1, 5, 5)], 1)
 
     x = torch.randn(4, 8, 5, 5)
-    module = autorep_fx.transform(Own(), "100%", example_inputs=x).module
-    assert (rewritten(module)(x) - module(x)).abs().max() <= 1e-6
+    found = autorep_fx.transform(Own(), "100%", example_inputs=x)
+    assert [n.target for n in rewritten(found.module).graph.nodes] == [n.target for n in found.module.graph.nodes]
+    found.export(tmp_path / "m.onnx", target="onnxruntime-cpu")
+
+
+def test_sites_with_large_inputs_behind_a_sum_are_not_subtracted() -> None:
+    """x² − (x² − relu(x)) loses bits with |x|: above 32 the slices stay; alone behind a convolution nothing is lost."""
+    torch.manual_seed(0)
+    model = Residual()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.constant_(norm.weight, 30.0)
+    found = compiled(3, model)
+    narrow = rewritten(found.module)
+    assert str(narrow.graph).count("aten.cat") == 2 and str(found.module.graph).count("aten.cat") == 5
+    truth = compiled(3, model, dtype=torch.float64).module(SAMPLES.double())
+    old, new = ((m(SAMPLES).double() - truth).abs().max() / truth.abs().max() for m in (found.module, narrow))
+    assert new <= 4 * old + 1e-7
+
+
+def test_a_file_without_such_sites_is_for_any_engine(tmp_path: Path) -> None:
+    """Element gates: nothing is written otherwise, and nothing is refused."""
+    compiled(2, granularity="element").export(tmp_path / "m.onnx", target="onnxruntime-cpu")
+    assert not [entry for entry in onnx.load(tmp_path / "m.onnx").metadata_props if entry.key.endswith("target")]
+    assert secure_work(load_model(tmp_path / "m.onnx"))
+
+
+def test_a_budget_of_a_secure_engine_is_at_odds_with_it(
+    two_kept: autorep_fx.Compiled, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is written as asked for, with a warning."""
+    plan = dataclasses.replace(two_kept.plan, budget=Budget.parse("2MB@semi2k"))
+    found = dataclasses.replace(two_kept, plan=plan)
+    found.export(tmp_path / "any.onnx")
+    assert "secure engine" not in caplog.text
+    found.export(tmp_path / "m.onnx", target="onnxruntime-cpu")
+    assert "The budget is 2 MB a query under semi2k, and the file is for onnxruntime alone" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_other_types_are_written_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    compiled(2, dtype=dtype).export(tmp_path / "m.onnx", target="onnxruntime-cpu")
+    types = {t.data_type for t in onnx.load(tmp_path / "m.onnx").graph.initializer if "put" in t.name}
+    assert types == {onnx.TensorProto.FLOAT}
 
 
 def test_the_module_itself_is_not_changed(two_kept: autorep_fx.Compiled, tmp_path: Path) -> None:
@@ -199,9 +244,12 @@ def test_the_module_itself_is_not_changed(two_kept: autorep_fx.Compiled, tmp_pat
 
 def test_a_target_in_the_settings_is_that_of_saved_results(tmp_path: Path) -> None:
     """``export: {target: …}``, and the file says what it is for."""
-    settings = {"gates": {"granularity": "channel"}, "export": {"target": "onnxruntime-cpu"}}
+    settings = {
+        "gates": {"granularity": "channel"}, "sites": {"*": {"budget": 0.126}},
+        "export": {"target": "onnxruntime-cpu"},
+    }  # fmt: skip
     found = autorep_fx.transform(
-        trained_norms(Residual(), SAMPLES), "20%", example_inputs=SAMPLES, config=settings, out_dir=tmp_path
+        trained_norms(Residual(), SAMPLES), 0.126, example_inputs=SAMPLES, config=settings, out_dir=tmp_path
     )
     stated = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
     assert stated["autorep_fx.target"] == "onnxruntime-cpu" == found.config.export.target
