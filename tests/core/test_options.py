@@ -68,9 +68,9 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"stages": ["capture", "canonicalize", "prepare", "calibrate", "train_gates", "project", "lower", "export"]},
     ),
 }  # fmt: skip
-# cost.profile: test_cost_budget.py; gates.pools: test_pools.py; capture: test_dynamic_sizes.py; in tests/training,
-# checkpoints: test_resume.py, sync_norms: test_two_processes.py, tensorboard: test_logs.py, the rest of execution:
-# test_execution.py; others below.
+# cost.profile: test_cost_budget.py; gates.pools: test_pools.py; capture: test_dynamic_sizes.py; export.target:
+# test_export_target.py; in tests/training, checkpoints: test_resume.py, sync_norms: test_two_processes.py, tensorboard:
+# test_logs.py, the rest of execution: test_execution.py; others below.
 ELSEWHERE = {
     "capture.batch_dims",
     "capture.dynamic_batch",
@@ -89,6 +89,7 @@ ELSEWHERE = {
     "outputs.tensorboard",
     "export.opset",
     "export.dtype",
+    "export.target",
     "outputs.onnx",
     "outputs.pt2",
     "outputs.report",
