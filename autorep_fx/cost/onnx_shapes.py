@@ -8,20 +8,19 @@ from collections.abc import Mapping
 
 import onnx
 
+from autorep_fx.cost.metadata import exported_metadata
 from autorep_fx.cost.nominal import batch_axis, evaluate_text, per_sample
 from autorep_fx.errors import ModelFileError
 
 __all__ = ["fixed_batch", "infer_sample_shapes"]
-
-# Metadata of an exported file: what it says of free heights and widths, and of a fixed batch.
-_SIZES_KEY, _BATCH_KEY = "autorep_fx.sizes", "autorep_fx.batch"
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def fixed_batch(model: onnx.ModelProto) -> int | None:
     """The batch that an exported file was fixed to; None where it is free, or where the file does not tell."""
-    return int(_metadata(model)[_BATCH_KEY]) if _BATCH_KEY in _metadata(model) else None
+    stated = exported_metadata(model).get("batch")
+    return None if stated is None else int(stated)
 
 
 def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes]:
@@ -37,7 +36,7 @@ def infer_sample_shapes(model: onnx.ModelProto) -> tuple[onnx.GraphProto, Shapes
     Raises:
         ModelFileError: An axis other than the first of an input is free: what it costs is not known.
     """
-    sizes = json.loads(_metadata(model).get(_SIZES_KEY, "{}"))
+    sizes = json.loads(exported_metadata(model).get("sizes", "{}"))
     if sizes:
         model = _at_sizes(model, {name: int(size["example"]) for name, size in sizes.items()})
     _check_inputs(model.graph)
@@ -66,10 +65,6 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
             fix="Export with static shapes but for the first axis, or set them with "
             "python -m onnxruntime.tools.make_dynamic_shape_fixed.",
         )
-
-
-def _metadata(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _at_sizes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:

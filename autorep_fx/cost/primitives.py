@@ -14,9 +14,9 @@ from typing import Any
 import onnx
 
 from autorep_fx.cost.joint import Group, arranged
+from autorep_fx.cost.metadata import require_any_engine
 from autorep_fx.cost.onnx_shapes import fixed_batch, infer_sample_shapes
 from autorep_fx.cost.rules import RULES, Call, Primitive, local_work
-from autorep_fx.cost.target import require_any_engine
 from autorep_fx.errors import ConfigError
 
 __all__ = ["Work", "secure_work"]

@@ -10,13 +10,12 @@ from typing import Any
 
 import onnx
 
+from autorep_fx.cost.metadata import exported_metadata
 from autorep_fx.cost.onnx_count import count_onnx, load_model
 from autorep_fx.cost.onnx_products import count_products
 from autorep_fx.errors import ModelFileError
 
 __all__ = ["ModelDiff", "diff_models"]
-
-_BY_SITE = "autorep_fx.comparisons_by_site"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def diff_models(before: Path | str, after: Path | str) -> ModelDiff:
 
 def _read(path: Path) -> _Side:
     model = load_model(path)
-    stated = next((entry.value for entry in model.metadata_props if entry.key == _BY_SITE), None)
+    stated = exported_metadata(model).get("comparisons_by_site")
     return _Side(model, _counts(model), None if stated is None else json.loads(stated))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from autorep_fx.cost.metadata import METADATA
 from autorep_fx.export.translate import translate
-from autorep_fx.export.verify import METADATA
 from autorep_fx.export.write import write_model
 from autorep_fx.passes.captured import CapturedModule
 from autorep_fx.passes.casts import cast_floating

@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from autorep_fx.cost.metadata import METADATA
 from autorep_fx.errors import ParityError, UnsupportedModelError
 from autorep_fx.export.graph_only import on_cpu, shape_metadata
 from autorep_fx.export.kept_channels import with_kept_channels_in_blocks
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, pack_outputs, reference_inputs
 from autorep_fx.export.translate import translate
-from autorep_fx.export.verify import METADATA, TOLERANCE, Verification, verify
+from autorep_fx.export.verify import TOLERANCE, Verification, verify
 from autorep_fx.export.write import write_model
 from autorep_fx.files import atomic_files
 from autorep_fx.passes.captured import CapturedModule
@@ -66,6 +68,28 @@ def export_onnx(
         ParityError: onnxruntime's outputs differ from torch's, or the count from the plan's.
         OutputError: The file cannot be written.
     """
+    module, example = _ready(module, example, dtype)
+    model = _translated(module, example, plan, opset, dtype, target)
+    with atomic_files(path) as temporary:
+        write_model(model, temporary)
+        del model  # onnxruntime has weights of its own
+        verification = _verified(temporary, module, example, dtype)
+        if verification.comparisons != plan.comparisons:
+            raise ParityError(
+                "The exported graph does not spend what the plan says.",
+                received=f"{verification.comparisons:,} comparisons in the graph, {plan.comparisons:,} in the plan",
+                fix="This is a defect of the lowering or the exporter: report it with the model.",
+            )
+    return verification
+
+
+def _ready(module: CapturedModule, example: ExampleInputs, dtype: str) -> tuple[CapturedModule, ExampleInputs]:
+    """The module and its inputs on the CPU and in ``dtype``, after what no file can hold was refused.
+
+    Raises:
+        UnsupportedModelError: ONNX has no form for it.
+        ParityError: Values exceed float16.
+    """
     # In float32: rounding to float16 says nothing of the model.
     plain = on_cpu(module, torch.float32)
     obstacles = export_obstacles(plain, example.to(device="cpu", dtype=torch.float32))
@@ -84,7 +108,13 @@ def export_onnx(
     module = on_cpu(plain, wanted)
     if wanted == torch.float16:
         _check_range(module, example)
-    # What is rewritten for the file is held against outputs of the module as it was lowered.
+    return module, example
+
+
+def _translated(
+    module: CapturedModule, example: ExampleInputs, plan: Plan, opset: int, dtype: str, target: str
+) -> ir.Model:
+    """The ONNX graph with all its metadata; what is rewritten for it is held against outputs of ``module`` as it is."""
     written = shared_copy(module)
     special = target == "onnxruntime-cpu" and _written_for_one_engine(written, plan)
     model = translate(written, example, opset)
@@ -100,17 +130,7 @@ def export_onnx(
     if others:
         metadata["parity"] = json.dumps({**json.loads(metadata["parity"]), "other_sizes": others})
     model.metadata_props.update({METADATA + key: value for key, value in metadata.items()})
-    with atomic_files(path) as temporary:
-        write_model(model, temporary)
-        del model  # onnxruntime has weights of its own
-        verification = _verified(temporary, module, example, dtype)
-        if verification.comparisons != plan.comparisons:
-            raise ParityError(
-                "The exported graph does not spend what the plan says.",
-                received=f"{verification.comparisons:,} comparisons in the graph, {plan.comparisons:,} in the plan",
-                fix="This is a defect of the lowering or the exporter: report it with the model.",
-            )
-    return verification
+    return model
 
 
 def _written_for_one_engine(module: CapturedModule, plan: Plan) -> bool:

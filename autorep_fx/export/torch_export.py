@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from autorep_fx.cost import count_comparisons
+from autorep_fx.cost.metadata import METADATA
 from autorep_fx.errors import OutputError, ParityError
-from autorep_fx.export.verify import BATCHES, METADATA, Verification
+from autorep_fx.export.verify import BATCHES, Verification
 from autorep_fx.files import atomic_path
 from autorep_fx.passes.capture import capture_graph, export_program
 from autorep_fx.passes.captured import CapturedModule

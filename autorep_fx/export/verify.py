@@ -16,15 +16,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from autorep_fx.cost.metadata import METADATA, exported_metadata
 from autorep_fx.cost.onnx_count import count_onnx, load_model
 from autorep_fx.errors import ModelFileError, ParityError
 from autorep_fx.export.reference import SAMPLES, InputRecipe, ReferenceOutput, reference_inputs
 
-__all__ = ["BATCHES", "METADATA", "TOLERANCE", "Verification", "verify"]
+__all__ = ["BATCHES", "TOLERANCE", "Verification", "verify"]
 
 BATCHES = (1, 2, 3, SAMPLES)
-#: Prefix of this project's keys in the metadata of an ONNX file.
-METADATA = "autorep_fx."
 #: Largest difference, relative to the largest output; float16 carries 11 bits.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 
@@ -92,7 +91,7 @@ class _Case:
 
 
 def _metadata(model: onnx.ModelProto, path: Path | str) -> dict[str, str]:
-    found = {p.key.removeprefix(METADATA): p.value for p in model.metadata_props if p.key.startswith(METADATA)}
+    found = exported_metadata(model)
     missing = [key for key in ("comparisons", "budget", "plan_digest", "parity") if key not in found]
     if missing:
         raise ModelFileError(

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from autorep_fx.cost.metadata import exported_metadata
 from autorep_fx.cost.onnx_count import load_model
 
 __all__ = ["calls_of", "stated_sites"]
 
-_BY_SITE = "autorep_fx.comparisons_by_site"
 _MODEL = "(model)"
 _NUMBER = re.compile(r"#\d+$")
 
@@ -49,5 +49,4 @@ def stated_sites(path: Path | str) -> tuple[str, ...]:
     Raises:
         ModelFileError: The file is not valid.
     """
-    entries = {entry.key: entry.value for entry in load_model(path).metadata_props}
-    return tuple(json.loads(entries.get(_BY_SITE, "{}")))
+    return tuple(json.loads(exported_metadata(load_model(path)).get("comparisons_by_site", "{}")))

@@ -66,8 +66,8 @@ def split_model(path: Path | str) -> Split:
     """
     import onnx
 
+    from autorep_fx.cost.metadata import require_any_engine
     from autorep_fx.cost.onnx_count import count_onnx
-    from autorep_fx.cost.target import require_any_engine
 
     checked = check_model_file(path)
     model = onnx.load(checked.path)

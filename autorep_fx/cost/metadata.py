@@ -1,4 +1,4 @@
-"""What an exported file was made for."""
+"""What an exported file says of itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import onnx
 
 from autorep_fx.errors import ModelFileError
 
-__all__ = ["require_any_engine"]
+__all__ = ["METADATA", "exported_metadata", "require_any_engine"]
 
-_KEY = "autorep_fx.target"
+#: Prefix of this project's keys in the metadata of an ONNX file.
+METADATA = "autorep_fx."
+
+
+def exported_metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """This project's entries, by their keys without the prefix; none in a file of other origin."""
+    return {p.key.removeprefix(METADATA): p.value for p in model.metadata_props if p.key.startswith(METADATA)}
 
 
 def require_any_engine(model: onnx.ModelProto) -> None:
@@ -17,7 +23,7 @@ def require_any_engine(model: onnx.ModelProto) -> None:
     Raises:
         ModelFileError: It was.
     """
-    target = next((entry.value for entry in model.metadata_props if entry.key == _KEY), "any")
+    target = exported_metadata(model).get("target", "any")
     if target != "any":
         raise ModelFileError(
             "The file was made for onnxruntime, in a form that computes something else in fixed point.",
